@@ -1,0 +1,1 @@
+"""From raw corpora to labelled text (create_dataset.py) and on to labelled activations (act_dataset.py)."""

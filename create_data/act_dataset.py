@@ -1,0 +1,62 @@
+"""Cache the activations of a language model, token by token, together with the concepts each token carries."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from create_data.create_dataset import DATASETS, ensure_text
+from utils.activation_cache import ActivationCache
+from utils.activation_store import DTYPES
+from utils.caching import cache_activations
+from utils.cli import Parser, positive_int, run
+from utils.hooks import SITES, check_site
+from utils.models import MODELS, find_model
+
+EXAMPLES = """\
+examples:
+  python create_data/act_dataset.py PII_synth 15 smollm2 block --max-texts 500
+  python create_data/act_dataset.py SP 25 llama3 block --source FOLDER
+  python create_data/act_dataset.py RTP 3 mymodel mlp --model-path DIR --source rtp.jsonl
+
+An interrupted run goes on when the same command is given again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and make one cache."""
+    parser = Parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATASETS)}, or your own in OUT/text")
+    parser.add_argument("block", metavar="BLOCK", type=int, help="decoder block, counted from 0")
+    parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(MODELS)}; any name with --model-path")
+    parser.add_argument("site", metavar="SITE", help=f"{', '.join(SITES)}: the output of the whole block, its MLP, its attention")
+    parser.add_argument("--source", type=Path, help="where the texts come from, as in create_dataset.py")
+    parser.add_argument("--out", type=Path, default=Path("datasets_v2"), help="folder for texts and activations")
+    parser.add_argument("--model-path", help="local model folder, instead of the hub")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored activations")
+    parser.add_argument("--max-texts", type=positive_int, help="at most so many texts of each split, chosen at random")
+    parser.add_argument("--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 32,768 on GPU)")
+    parser.add_argument("--seed", type=int, default=0, help="for generated texts, splits and the choice of --max-texts")
+    args = parser.parse_args(argv)
+
+    start = time.perf_counter()
+    check_site(args.site)
+    source = find_model(args.model, args.model_path)
+    data = ensure_text(args.dataset, args.out / "text", args.source, args.seed)
+    folder = cache_activations(
+        data,
+        source,
+        args.block,
+        args.site,
+        args.out,
+        dtype=args.dtype,
+        max_texts=args.max_texts,
+        batch_tokens=args.batch_tokens,
+        seed=args.seed,
+    )
+    for split, entry in ActivationCache(folder).manifest["splits"].items():
+        print(f"{split}: {entry['tokens']:,} tokens of {entry['texts']:,} texts")
+    print(f"{folder} is ready after {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    run(main)

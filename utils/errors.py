@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Bad input: one line that names the file or flag, what is wrong and what to do.
+
+    Scripts print it without a traceback and exit with code 2 (see `utils.cli.run`).
+    """
