@@ -28,6 +28,8 @@ class ActivationCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
+            if self.folder.with_name(f".building-{self.folder.name}").is_dir():
+                raise UserError(f"{folder}: this cache is still being written; let act_dataset.py finish it first")
             raise UserError(f"{folder}: no cached activations there; make them with create_data/act_dataset.py")
         self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
         if self.manifest.get("format", 0) > FORMAT:

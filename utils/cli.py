@@ -42,6 +42,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def non_negative_float(text: str) -> float:
+    """Parse a finite number of at least 0, for `type=` of an argument."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text}")
+    return value
+
+
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a script's `main` and exit: 0 on success, 2 with one line on bad input, 130 when interrupted."""
     # Before the first use of the libraries: their progress bars would tear ours, their notices hide our one line.

@@ -1,0 +1,32 @@
+"""The two losses of a guided SAE: reconstruction, and the concepts' latents."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def reconstruction_loss(reconstruction_BD: Tensor, acts_BD: Tensor) -> Tensor:
+    """Return the normalised squared error of each token, mean_D (xhat - x)^2 / mean_D x^2, of shape [B]."""
+    return (reconstruction_BD - acts_BD).square().mean(dim=-1) / acts_BD.square().mean(dim=-1)
+
+
+def concept_loss(pre_BN: Tensor, labels_BC: Tensor, scaling: float = 1.0) -> Tensor:
+    """Return the binary cross-entropy of each token, summed over the C concepts, of shape [B].
+
+    It applies to the pre-activations, before TopK, of the first C latents, which are reserved for the concepts.
+
+    Args:
+        pre_BN: pre-activations.
+        labels_BC: 0 or 1.
+        scaling: weight of the positive labels; it multiplies their gradients.
+    """
+    pre_BC = pre_BN[:, : labels_BC.shape[1]]
+    weight = torch.tensor(scaling, dtype=pre_BC.dtype, device=pre_BC.device)
+    loss_BC = F.binary_cross_entropy_with_logits(pre_BC, labels_BC.to(pre_BC.dtype), pos_weight=weight, reduction="none")
+    return loss_BC.sum(dim=1)
+
+
+def fraction_of_variance_unexplained(reconstruction_BD: Tensor, acts_BD: Tensor) -> Tensor:
+    """Return the squared error of a batch over its variance around the batch mean, a scalar."""
+    residual = (reconstruction_BD - acts_BD).square().sum()
+    return residual / (acts_BD - acts_BD.mean(dim=0)).square().sum()

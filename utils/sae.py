@@ -1,0 +1,137 @@
+"""The sparse autoencoder of the paper: per-token normalisation, an encoder, TopK, a decoder (DESIGN: G-SAE)."""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.errors import UserError
+
+TOPK_POSTACTS = {"topk": torch.relu, "topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh}
+ACTIVATIONS = (*TOPK_POSTACTS, "relu", "jumprelu", "identity")
+NORM_EPSILON = 1e-5
+JUMPRELU_BANDWIDTH = 1e-3
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """The shape and activation of an SAE.
+
+    Attributes:
+        n_inputs: width of the activations, D.
+        n_latents: number of latents, N.
+        k: latents kept per token by the TopK activations; the others ignore it.
+        activation: one of `ACTIVATIONS`.
+
+    Raises:
+        UserError: an impossible value, which the message names.
+    """
+
+    n_inputs: int
+    n_latents: int
+    k: int
+    activation: str = "topk-sigmoid"
+
+    def __post_init__(self) -> None:
+        for key in ("n_inputs", "n_latents", "k"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation: {self.activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        if self.k > self.n_latents:
+            raise UserError(f"k: {self.k} is more than the {self.n_latents} latents there are")
+
+    def to_dict(self) -> dict[str, int | str]:
+        """Return the fields as plain values for JSON."""
+        return asdict(self)
+
+
+class SAEOutput(NamedTuple):
+    """What a forward pass gives."""
+
+    reconstruction_BD: Tensor
+    latents_BN: Tensor
+    pre_BN: Tensor  # before TopK, where the concept loss applies
+
+
+class SAE(nn.Module):
+    """z = (x - mean) / (std + 1e-5); pre = W_enc (z - b_pre) + b_lat; xhat = (W_dec f(pre) + b_pre) * std + mean.
+
+    The decoder starts as the encoder's transpose; then both train freely.
+    """
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pre_bias = nn.Parameter(torch.zeros(config.n_inputs))
+        self.encoder = nn.Linear(config.n_inputs, config.n_latents, bias=False)
+        self.latent_bias = nn.Parameter(torch.zeros(config.n_latents))
+        self.decoder = nn.Linear(config.n_latents, config.n_inputs, bias=False)
+        self.decoder.weight.data = self.encoder.weight.data.T.clone()
+        if config.activation == "jumprelu":
+            self.threshold = nn.Parameter(torch.full((config.n_latents,), JUMPRELU_BANDWIDTH))
+
+    def forward(self, acts_BD: Tensor) -> SAEOutput:
+        """Encode and decode activations of shape [..., D]."""
+        z_BD, mean_B1, std_B1 = self.normalise(acts_BD)
+        pre_BN = self.pre_activations(z_BD)
+        latents_BN = self.activate(pre_BN)
+        return SAEOutput(self.decode(latents_BN, mean_B1, std_B1), latents_BN, pre_BN)
+
+    def normalise(self, acts_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (z_BD, mean_B1, std_B1), the statistics taken over each token's D values (std with D - 1)."""
+        mean_B1 = acts_BD.mean(dim=-1, keepdim=True)
+        centred_BD = acts_BD - mean_B1
+        std_B1 = centred_BD.std(dim=-1, keepdim=True)
+        return centred_BD / (std_B1 + NORM_EPSILON), mean_B1, std_B1
+
+    def pre_activations(self, z_BD: Tensor) -> Tensor:
+        """Return pre_BN = W_enc (z - b_pre) + b_lat.
+
+        W_enc b_pre is taken out of the product, so that the gradient of b_pre costs a matrix-vector product and not a
+        matrix product over the batch.
+        """
+        bias_N = self.latent_bias - self.encoder.weight @ self.pre_bias
+        return F.linear(z_BD, self.encoder.weight, bias_N)
+
+    def activate(self, pre_BN: Tensor) -> Tensor:
+        """Return latents_BN: for the TopK activations the k largest pre-activations of a token, all others exactly 0."""
+        kind = self.config.activation
+        if kind in TOPK_POSTACTS:
+            values_BK, indices_BK = pre_BN.topk(self.config.k, dim=-1, sorted=False)
+            return torch.zeros_like(pre_BN).scatter(-1, indices_BK, TOPK_POSTACTS[kind](values_BK))
+        if kind == "relu":
+            return torch.relu(pre_BN)
+        if kind == "jumprelu":
+            jumped: Tensor = _JumpReLU.apply(pre_BN, self.threshold)
+            return jumped
+        return pre_BN
+
+    def encode(self, acts_BD: Tensor) -> Tensor:
+        """Return latents_BN of activations of shape [..., D]."""
+        return self.activate(self.pre_activations(self.normalise(acts_BD)[0]))
+
+    def decode(self, latents_BN: Tensor, mean_B1: Tensor, std_B1: Tensor) -> Tensor:
+        """Return reconstruction_BD in the scale that `normalise` took the statistics from."""
+        reconstruction: Tensor = (self.decoder(latents_BN) + self.pre_bias) * std_B1 + mean_B1
+        return reconstruction
+
+
+class _JumpReLU(torch.autograd.Function):
+    """x where x > threshold, else 0; the threshold learns by a straight-through estimate (Rajamanoharan et al. 2024)."""
+
+    @staticmethod
+    def forward(ctx, pre_BN: Tensor, threshold_N: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+        ctx.save_for_backward(pre_BN, threshold_N)
+        return pre_BN * (pre_BN > threshold_N)
+
+    @staticmethod
+    def backward(ctx, grad_BN: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def,override]
+        pre_BN, threshold_N = ctx.saved_tensors
+        near_BN = (pre_BN - threshold_N).abs() < JUMPRELU_BANDWIDTH / 2
+        threshold_grad_BN = -threshold_N / JUMPRELU_BANDWIDTH * near_BN * grad_BN
+        batch = tuple(range(pre_BN.ndim - 1))
+        return grad_BN * (pre_BN > threshold_N), threshold_grad_BN.sum(dim=batch)

@@ -1,0 +1,113 @@
+"""The run config: one JSON file per SAE that is trained."""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from utils.activation_cache import ActivationCache
+from utils.atomic import read_json
+from utils.errors import UserError
+from utils.sae import SAEConfig
+
+_NAME = re.compile(r"(?P<model>[^-]+)-l(?P<n_latents>\d+)-b(?P<block>\d+)-k(?P<k>\d+)(-.+)?")
+
+
+@dataclass(frozen=True)
+class SAE_Train_config:  # noqa: N801 - the name that users of the released code know
+    """Everything that decides a training run, beside the seed and the scaling of the concept loss.
+
+    Attributes:
+        batch_size: tokens of a step.
+        ds_path: folder of the cached activations.
+        factor: latents per input; n_latents = n_inputs * factor.
+        k: latents kept per token.
+        lr: Adam's constant learning rate.
+        max_epochs: passes over the training split.
+        n_inputs: width of the activations.
+        activation: see `utils.sae.ACTIVATIONS`.
+        ckpt_path: folder for the checkpoint, instead of the script's --out.
+    """
+
+    batch_size: int
+    ds_path: str
+    factor: int
+    k: int
+    lr: float
+    max_epochs: int
+    n_inputs: int
+    activation: str
+    ckpt_path: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "factor", "k", "max_epochs", "n_inputs"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
+        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
+            raise UserError(f"lr: must be a positive number, not {self.lr!r}")
+        for key in ("ds_path", "activation"):
+            if not isinstance(getattr(self, key), str):
+                raise UserError(f"{key}: must be a string, not {getattr(self, key)!r}")
+        if self.ckpt_path is not None and not isinstance(self.ckpt_path, str):
+            raise UserError(f"ckpt_path: must be a string, not {self.ckpt_path!r}")
+        self.sae  # noqa: B018 - refuses impossible shapes early
+
+    @property
+    def sae(self) -> SAEConfig:
+        """The SAE's shape and activation."""
+        return SAEConfig(self.n_inputs, self.n_inputs * self.factor, self.k, self.activation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
+        return asdict(self)
+
+
+def load_train_config(path: Path) -> SAE_Train_config:
+    """Read a run config.
+
+    Raises:
+        UserError: no JSON object, missing or unknown keys, impossible values, or a file name that says otherwise.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(values).__name__}")
+    known = {field.name for field in fields(SAE_Train_config)}
+    needed = known - {"ckpt_path"}
+    if unknown := values.keys() - known:
+        raise UserError(f"{path}: unknown key(s) {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+    if missing := needed - values.keys():
+        raise UserError(f"{path}: missing key(s) {', '.join(sorted(missing))}")
+    try:
+        config = SAE_Train_config(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    _check_name(path, {"n_latents": config.sae.n_latents, "k": config.k})
+    return config
+
+
+def check_against_cache(path: Path, config: SAE_Train_config, cache: ActivationCache) -> None:
+    """Check that a config and the cache it names belong together.
+
+    Raises:
+        UserError: another width, another model or block than the file's name says, or fewer tokens than a batch.
+    """
+    if config.n_inputs != cache.d_model:
+        raise UserError(f"{path}: n_inputs is {config.n_inputs}, but the activations in {cache.folder} are {cache.d_model} wide")
+    _check_name(path, {"model": cache.manifest["model"], "block": cache.manifest["block"]})
+    if "train" not in cache.manifest["splits"]:
+        raise UserError(f"{path}: ds_path {cache.folder} has no train split")
+    n_tokens = cache.manifest["splits"]["train"]["tokens"]
+    if config.batch_size > n_tokens:
+        raise UserError(f"{path}: batch_size {config.batch_size} is more than the {n_tokens} training tokens in {cache.folder}")
+
+
+def _check_name(path: Path, truth: dict[str, int | str]) -> None:
+    """Compare what a file name of the form `<model>-l<n>-b<bb>-k<k>[-more]` says; other names say nothing."""
+    match = _NAME.fullmatch(path.stem)
+    if match is None:
+        return
+    for key, value in truth.items():
+        said = match[key] if key == "model" else int(match[key])
+        if said != value:
+            raise UserError(f"{path}: its name says {key} {said}, its contents say {value}")
