@@ -1,0 +1,154 @@
+"""FMS, the feature monosemanticity score (paper, section 3): how well, and how solely, one latent stands for a concept.
+
+    local@p = 2 (accs_0 - accs_p)                       what is lost when the p best latents are removed
+    global  = 1 - (1/n) sum_{i=1..n} (accs_cum_i - accs_0)   what more latents would add
+    FMS@p   = accs_0 (local@p + global) / 2
+
+accs_0 is the accuracy of the best single latent (the root of a Gini tree), accs_p that of the best one left, accs_cum_i
+that of the tree cut i levels below the root's split, n its depth - 1. Three modes differ in how accuracies are taken:
+
+    paper     fitted and scored on the same samples, the sum as printed above; global = 1 where the root separates
+    released  as the authors' notebook: the mean also takes the row without any split, and the samples of a leaf above the
+              cut count as correct; values above 1 are possible
+    heldout   fitted on one half, scored on the other, averaged over both swaps and several seeds
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import UserError
+from utils.trees import Booleans, Floats, best_stumps, grow_tree
+
+MODES = ("paper", "released", "heldout")
+N_REMOVED = 9
+HELDOUT_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class FMS:
+    """The score of one concept and its parts.
+
+    Attributes:
+        mode: one of `MODES`.
+        n_samples: samples, `n_positives` of them with the concept.
+        accs: accuracy of the best latent left after 0, 1, ... `N_REMOVED` removals; accs[0] is accs_0.
+        accs_cum: accuracy of the tree cut 1, 2, ... n levels below the root's split (held-out: of the first split half).
+        global_: the global term.
+        roots: the latents in the order of their removal (held-out: over all samples).
+    """
+
+    mode: str
+    n_samples: int
+    n_positives: int
+    accs: list[float]
+    accs_cum: list[float]
+    global_: float
+    roots: list[int]
+
+    def local(self, p: int) -> float:
+        """Return local@p, for p from 1 to `N_REMOVED`."""
+        return 2 * (self.accs[0] - self.accs[p])
+
+    def at(self, p: int) -> float:
+        """Return FMS@p."""
+        return self.accs[0] * (self.local(p) + self.global_) / 2
+
+
+def fms(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: int = 0) -> FMS:
+    """Score one concept.
+
+    Args:
+        latents_BN: the latents of B samples (means over a text, or single tokens).
+        labels_B: 1 where a sample has the concept, else 0.
+        mode: `paper`, `released` or `heldout`.
+        seed: of the halves in `heldout` mode.
+
+    Raises:
+        UserError: an unknown mode, NaN or inf among the latents, shapes that differ, or samples of one class only.
+    """
+    if mode not in MODES:
+        raise UserError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
+    if latents_BN.ndim != 2 or labels_B.shape != latents_BN.shape[:1]:
+        raise UserError(f"latents {latents_BN.shape} and labels {labels_B.shape} do not fit: [B, N] and [B] are needed")
+    if not np.isfinite(latents_BN).all():
+        raise UserError("the latents hold NaN or inf")
+    labels_B = labels_B.astype(bool)
+    if labels_B.all() or not labels_B.any():
+        raise UserError("all samples are of one class; both are needed")
+    values_NB = np.ascontiguousarray(latents_BN.T, dtype=np.float32)
+    return _heldout(values_NB, labels_B, seed) if mode == "heldout" else _same_samples(values_NB, labels_B, mode)
+
+
+def shuffled(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: int = 0) -> FMS:
+    """Score the same samples with their labels permuted: what chance alone would give."""
+    return fms(latents_BN, np.random.default_rng([seed, 1]).permutation(labels_B), mode, seed)
+
+
+def _same_samples(values_NB: Floats, labels_B: Booleans, mode: str) -> FMS:
+    n_samples, n_positives = len(labels_B), int(labels_B.sum())
+    stumps = best_stumps(values_NB, labels_B)
+    roots = stumps.ranking()[: N_REMOVED + 1].tolist()
+    accs = [stumps.correct(latent, n_samples, n_positives) / n_samples for latent in roots]
+    accs += [max(n_positives, n_samples - n_positives) / n_samples] * (N_REMOVED + 1 - len(roots))  # none is left
+    tree = grow_tree(values_NB, labels_B, stumps)
+    correct = tree.correct_by_depth_released() if mode == "released" else tree.correct_by_depth()
+    accuracy = [count / n_samples for count in correct]
+    accs_cum = accuracy[2:]
+    rows = [accuracy[0], *accs_cum] if mode == "released" else accs_cum
+    return FMS(mode, n_samples, n_positives, accs, accs_cum, _global(rows, accs[0]), roots)
+
+
+def _global(rows: list[float], accs_0: float) -> float:
+    return 1 - float(np.mean([row - accs_0 for row in rows])) if rows else 1.0
+
+
+def _heldout(values_NB: Floats, labels_B: Booleans, seed: int) -> FMS:
+    n_samples, n_positives = len(labels_B), int(labels_B.sum())
+    if min(n_positives, n_samples - n_positives) < 2:
+        raise UserError("heldout needs at least two samples of each class")
+    scores = []
+    for repeat in range(HELDOUT_SEEDS):
+        first_B = _half(labels_B, np.random.default_rng([seed, 2, repeat]))
+        for fitted_B in (first_B, ~first_B):
+            scores.append(_fit_and_score(values_NB, labels_B, fitted_B))
+    accs = np.mean([score.accs for score in scores], axis=0).tolist()
+    # FMS@p is a product of means of each half's terms; accs_0 varies little between halves.
+    global_ = float(np.mean([score.global_ for score in scores]))
+    roots = best_stumps(values_NB, labels_B).ranking()[: N_REMOVED + 1].tolist()
+    return FMS("heldout", n_samples, n_positives, accs, scores[0].accs_cum, global_, roots)
+
+
+def _half(labels_B: Booleans, random: np.random.Generator) -> Booleans:
+    """Choose half of the samples of each class."""
+    chosen_B = np.zeros(len(labels_B), bool)
+    for value in (False, True):
+        members = random.permutation(np.flatnonzero(labels_B == value))
+        chosen_B[members[: len(members) // 2]] = True
+    return chosen_B
+
+
+def _fit_and_score(values_NB: Floats, labels_B: Booleans, fitted_B: Booleans) -> FMS:
+    values_fit, labels_fit = np.ascontiguousarray(values_NB[:, fitted_B]), labels_B[fitted_B]
+    values_score, labels_score = np.ascontiguousarray(values_NB[:, ~fitted_B]), labels_B[~fitted_B]
+    n_fit, n_score = len(labels_fit), len(labels_score)
+    stumps = best_stumps(values_fit, labels_fit)
+    roots = stumps.ranking()[: N_REMOVED + 1].tolist()
+    accs = []
+    for latent in roots:
+        left, left_positives = int(stumps.left_N[latent]), int(stumps.left_positives_N[latent])
+        splits = not np.isneginf(stumps.score_N[latent])
+        n_positives = int(labels_fit.sum())
+        if splits:
+            left_class = 2 * left_positives > left
+            right_class = 2 * (n_positives - left_positives) > n_fit - left
+            predicted = np.where(values_score[latent] <= stumps.threshold_N[latent], left_class, right_class)
+        else:
+            predicted = np.full(n_score, 2 * n_positives > n_fit)
+        accs.append(float((predicted == labels_score).mean()))
+    majority = 2 * int(labels_fit.sum()) > n_fit
+    accs += [float((labels_score == majority).mean())] * (N_REMOVED + 1 - len(roots))
+    correct = grow_tree(values_fit, labels_fit, stumps).correct_on(values_score, labels_score)
+    accs_cum = [count / n_score for count in correct[2:]]
+    return FMS("heldout", n_score, int(labels_score.sum()), accs, accs_cum, _global(accs_cum, accs[0]), roots)
