@@ -1,0 +1,27 @@
+"""FMS of token-level concepts (PII): does one latent stand for a kind of personal data, token by token?"""
+
+from collections.abc import Sequence
+
+from utils.cli import Parser, run
+from utils.fms_report import add_arguments, report, token_samples
+
+EXAMPLES = """\
+example:
+  python eval/FMS_PII.py --sae ckpt/smollm2-l1728-b15-k144-PII_synth_s0 --sae ckpt/smollm2-l1728-b15-k144-PII_synth_s1
+
+For each concept all its tokens are compared with as many others. SAEs of the same name in different folders count as
+seeds: the table gives their mean and standard deviation.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and score the SAEs."""
+    parser = Parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("--dataset", default="PII_synth", help="PII_synth, or your own with token-level labels")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    report(args, args.dataset, token_samples)
+
+
+if __name__ == "__main__":
+    run(main)
