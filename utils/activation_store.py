@@ -24,18 +24,6 @@ def cache_name(model: str, dataset: str, block: int, site: str) -> str:
     return f"{model}-{dataset}-B{block:02}-{site}"
 
 
-def split_of_cache_name(name: str) -> tuple[str, str, str, str]:
-    """Return (model, data set, `B15`, site) of a folder name; the data set's name may hold dashes.
-
-    Raises:
-        UserError: the name does not follow the pattern.
-    """
-    parts = name.split("-")
-    if len(parts) < 4 or not parts[-2].startswith("B"):
-        raise UserError(f"{name}: not a cache's name, which reads <model>-<DATASET>-B<block>-<site>")
-    return parts[0], "-".join(parts[1:-2]), parts[-2], parts[-1]
-
-
 @dataclass(frozen=True)
 class TokenRows:
     """The columns of B tokens: D values of the activation, C labels, and where each token comes from."""

@@ -34,9 +34,10 @@ class FMS:
         mode: one of `MODES`.
         n_samples: samples, `n_positives` of them with the concept.
         accs: accuracy of the best latent left after 0, 1, ... `N_REMOVED` removals; accs[0] is accs_0.
-        accs_cum: accuracy of the tree cut 1, 2, ... n levels below the root's split (held-out: of the first split half).
+        accs_cum: accuracy of the tree cut 1, 2, ... n levels below the root's split (held-out: see the halves).
         global_: the global term.
         roots: the latents in the order of their removal (held-out: over all samples).
+        halves: in held-out mode, the scores whose mean this is; else empty.
     """
 
     mode: str
@@ -46,13 +47,16 @@ class FMS:
     accs_cum: list[float]
     global_: float
     roots: list[int]
+    halves: tuple["FMS", ...] = ()
 
     def local(self, p: int) -> float:
         """Return local@p, for p from 1 to `N_REMOVED`."""
         return 2 * (self.accs[0] - self.accs[p])
 
     def at(self, p: int) -> float:
-        """Return FMS@p."""
+        """Return FMS@p; in held-out mode the mean of the halves' FMS@p."""
+        if self.halves:
+            return float(np.mean([half.at(p) for half in self.halves]))
         return self.accs[0] * (self.local(p) + self.global_) / 2
 
 
@@ -108,16 +112,14 @@ def _heldout(values_NB: Floats, labels_B: Booleans, seed: int) -> FMS:
     n_samples, n_positives = len(labels_B), int(labels_B.sum())
     if min(n_positives, n_samples - n_positives) < 2:
         raise UserError("heldout needs at least two samples of each class")
-    scores = []
+    halves = []
     for repeat in range(HELDOUT_SEEDS):
         first_B = _half(labels_B, np.random.default_rng([seed, 2, repeat]))
-        for fitted_B in (first_B, ~first_B):
-            scores.append(_fit_and_score(values_NB, labels_B, fitted_B))
-    accs = np.mean([score.accs for score in scores], axis=0).tolist()
-    # FMS@p is a product of means of each half's terms; accs_0 varies little between halves.
-    global_ = float(np.mean([score.global_ for score in scores]))
+        halves += [_fit_and_score(values_NB, labels_B, fitted_B) for fitted_B in (first_B, ~first_B)]
+    accs = np.mean([half.accs for half in halves], axis=0).tolist()
+    global_ = float(np.mean([half.global_ for half in halves]))
     roots = best_stumps(values_NB, labels_B).ranking()[: N_REMOVED + 1].tolist()
-    return FMS("heldout", n_samples, n_positives, accs, scores[0].accs_cum, global_, roots)
+    return FMS("heldout", n_samples, n_positives, accs, [], global_, roots, tuple(halves))
 
 
 def _half(labels_B: Booleans, random: np.random.Generator) -> Booleans:
@@ -132,23 +134,15 @@ def _half(labels_B: Booleans, random: np.random.Generator) -> Booleans:
 def _fit_and_score(values_NB: Floats, labels_B: Booleans, fitted_B: Booleans) -> FMS:
     values_fit, labels_fit = np.ascontiguousarray(values_NB[:, fitted_B]), labels_B[fitted_B]
     values_score, labels_score = np.ascontiguousarray(values_NB[:, ~fitted_B]), labels_B[~fitted_B]
-    n_fit, n_score = len(labels_fit), len(labels_score)
+    n_score = len(labels_score)
     stumps = best_stumps(values_fit, labels_fit)
     roots = stumps.ranking()[: N_REMOVED + 1].tolist()
+    tree = grow_tree(values_fit, labels_fit, stumps)
+    accuracy = [count / n_score for count in tree.correct_on(values_score, labels_score)]
     accs = []
     for latent in roots:
-        left, left_positives = int(stumps.left_N[latent]), int(stumps.left_positives_N[latent])
-        splits = not np.isneginf(stumps.score_N[latent])
-        n_positives = int(labels_fit.sum())
-        if splits:
-            left_class = 2 * left_positives > left
-            right_class = 2 * (n_positives - left_positives) > n_fit - left
-            predicted = np.where(values_score[latent] <= stumps.threshold_N[latent], left_class, right_class)
-        else:
-            predicted = np.full(n_score, 2 * n_positives > n_fit)
-        accs.append(float((predicted == labels_score).mean()))
-    majority = 2 * int(labels_fit.sum()) > n_fit
-    accs += [float((labels_score == majority).mean())] * (N_REMOVED + 1 - len(roots))
-    correct = grow_tree(values_fit, labels_fit, stumps).correct_on(values_score, labels_score)
-    accs_cum = [count / n_score for count in correct[2:]]
+        predicted_B = stumps.predict(latent, values_score[latent], len(labels_fit), int(labels_fit.sum()))
+        accs.append(float((predicted_B == labels_score).mean()))
+    accs += [accuracy[0]] * (N_REMOVED + 1 - len(roots))
+    accs_cum = accuracy[2:]
     return FMS("heldout", n_score, int(labels_score.sum()), accs, accs_cum, _global(accs_cum, accs[0]), roots)

@@ -70,7 +70,7 @@ class SAE(nn.Module):
         self.encoder = nn.Linear(config.n_inputs, config.n_latents, bias=False)
         self.latent_bias = nn.Parameter(torch.zeros(config.n_latents))
         self.decoder = nn.Linear(config.n_latents, config.n_inputs, bias=False)
-        self.decoder.weight.data = self.encoder.weight.data.T.clone()
+        self.decoder.weight.data = self.encoder.weight.data.T.contiguous()
         if config.activation == "jumprelu":
             self.threshold = nn.Parameter(torch.full((config.n_latents,), JUMPRELU_BANDWIDTH))
 

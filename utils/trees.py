@@ -46,6 +46,15 @@ class Stumps:
         right, right_positives = n_samples - left, n_positives - left_positives
         return max(left_positives, left - left_positives) + max(right_positives, right - right_positives)
 
+    def predict(self, latent: int, values_B: Floats, n_fitted: int, n_fitted_positives: int) -> Booleans:
+        """Classify other samples by the split of one latent, fitted on so many samples; the negative class in a tie."""
+        if np.isneginf(self.score_N[latent]):
+            return np.full(len(values_B), 2 * n_fitted_positives > n_fitted)
+        left, left_positives = int(self.left_N[latent]), int(self.left_positives_N[latent])
+        left_class = 2 * left_positives > left
+        right_class = 2 * (n_fitted_positives - left_positives) > n_fitted - left
+        return np.where(values_B <= self.threshold_N[latent], left_class, right_class)
+
 
 def best_stumps(values_NB: Floats, labels_B: Booleans) -> Stumps:
     """Find the best Gini split of each latent.

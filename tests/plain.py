@@ -1,0 +1,56 @@
+"""Plain, slow re-statements of what the library does, for tests to hold it against."""
+
+import numpy as np
+from sklearn.tree import DecisionTreeClassifier
+
+
+def stump_score(values_B, labels_B):
+    """The purity of one latent's scikit-learn stump, sum over sides of (p^2 + n^2) / size, and its two sides."""
+    stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(values_B[:, None], labels_B)
+    if stump.tree_.node_count == 1:
+        return -np.inf, None
+    goes_left_B = stump.apply(values_B[:, None]) == 1
+    sides = (np.flatnonzero(goes_left_B), np.flatnonzero(~goes_left_B))
+    counts = [(labels_B[side].sum(), len(side)) for side in sides]
+    return sum((p**2 + (n - p) ** 2) / n for p, n in counts), sides
+
+
+def plain_correct_by_depth(values_BN, labels_B):
+    """Grow by fitting one scikit-learn stump per latent at every node; the lowest latent wins a tie."""
+
+    labels_B = labels_B.astype(bool)
+    levels = [[np.arange(len(labels_B))]]
+    leaves = []
+    correct = []
+    while levels[-1]:
+        majority = sum(max(labels_B[s].sum(), (~labels_B[s]).sum()) for s in levels[-1] + leaves)
+        correct.append(int(majority))
+        below = []
+        for samples in levels[-1]:
+            if labels_B[samples].all() or not labels_B[samples].any():
+                leaves.append(samples)
+                continue
+            found = [stump_score(values_BN[samples, n], labels_B[samples]) for n in range(values_BN.shape[1])]
+            best, sides = max(found, key=lambda score_and_sides: score_and_sides[0])
+            if np.isneginf(best):
+                leaves.append(samples)
+            else:
+                below += [samples[side] for side in sides]
+        levels.append(below)
+    return correct
+
+
+def plain_fms(latents_BN, labels_B, p, mode="paper"):
+    """FMS@p as printed, with every latent's stump fitted anew after each removal (`paper` or `released` mode)."""
+    left_BN = latents_BN.copy()
+    accs = []
+    for _ in range(p + 1):
+        scores = [stump_score(left_BN[:, n], labels_B)[0] for n in range(left_BN.shape[1])]
+        root = int(np.argmax(scores))
+        stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(left_BN[:, [root]], labels_B)
+        accs.append((stump.predict(left_BN[:, [root]]) == labels_B).mean())
+        left_BN[:, root] = 0
+    accuracy = [count / len(labels_B) for count in plain_correct_by_depth(latents_BN, labels_B)]
+    rows = [accuracy[0], *accuracy[2:]] if mode == "released" else accuracy[2:]
+    global_ = 1 - np.mean([row - accs[0] for row in rows]) if rows else 1.0
+    return accs[0] * (2 * (accs[0] - accs[p]) + global_) / 2
