@@ -28,13 +28,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATASETS)}, or your own in OUT/text")
     parser.add_argument("block", metavar="BLOCK", type=int, help="decoder block, counted from 0")
     parser.add_argument("model", metavar="MODEL", help=f"one of {', '.join(MODELS)}; any name with --model-path")
-    parser.add_argument("site", metavar="SITE", help=f"{', '.join(SITES)}: the output of the whole block, its MLP, its attention")
+    parser.add_argument(
+        "site", metavar="SITE", help=f"{', '.join(SITES)}: the output of the whole block, its MLP, its attention"
+    )
     parser.add_argument("--source", type=Path, help="where the texts come from, as in create_dataset.py")
     parser.add_argument("--out", type=Path, default=Path("datasets_v2"), help="folder for texts and activations")
     parser.add_argument("--model-path", help="local model folder, instead of the hub")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored activations")
     parser.add_argument("--max-texts", type=positive_int, help="at most so many texts of each split, chosen at random")
-    parser.add_argument("--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 32,768 on GPU)")
+    parser.add_argument(
+        "--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 32,768 on GPU)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="for generated texts, splits and the choice of --max-texts")
     args = parser.parse_args(argv)
 

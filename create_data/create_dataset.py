@@ -44,10 +44,14 @@ def ensure_text(name: str, folder: Path, source: Path | None, seed: int) -> Labe
     if source is None and target.is_dir():
         data = load_labelled_text(target)
         if data.settings.get("seed", seed) != seed:
-            raise UserError(f"{target} was made with --seed {data.settings['seed']}, not {seed}; remove it or change --seed")
+            raise UserError(
+                f"{target} was made with --seed {data.settings['seed']}, not {seed}; remove it or change --seed"
+            )
         return data
     if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}, or store your own in {target}")
+        raise UserError(
+            f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}, or store your own in {target}"
+        )
     if source is not None and not source.exists():
         raise UserError(f"--source {source}: no such file or folder")
     data = DATASETS[name](source, seed)
@@ -59,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and make one data set."""
     parser = Parser(__doc__ or "", EXAMPLES)
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--source", type=Path, help="local file or folder in the original schema, instead of a download")
+    parser.add_argument(
+        "--source", type=Path, help="local file or folder in the original schema, instead of a download"
+    )
     parser.add_argument("--out", type=Path, default=Path("datasets_v2/text"), help="folder for the data sets")
     parser.add_argument("--seed", type=int, default=0, help="for generated values and train/test splits")
     args = parser.parse_args(argv)

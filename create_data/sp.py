@@ -31,7 +31,9 @@ def build(source: Path | None) -> LabelledText:
 
 
 def _read(folder: Path) -> LabelledText:
-    splits, checksums, blank = {}, {}, 0
+    splits: dict[str, list[Text]] = {}
+    checksums: dict[str, str] = {}
+    blank = 0
     for split in SPLITS:
         files = [folder / f"{split}.{style}.nltktok" for style in _STYLES]
         present = [file for file in files if file.is_file()]
@@ -42,7 +44,9 @@ def _read(folder: Path) -> LabelledText:
             raise UserError(f"{missing}: missing, although its partner {present[0].name} is there")
         original, modern = (_lines(file) for file in files)
         if len(original) != len(modern):
-            raise UserError(f"{files[0]} has {len(original)} lines, but {files[1].name} has {len(modern)}; they must pair up")
+            raise UserError(
+                f"{files[0]} has {len(original)} lines, but {files[1].name} has {len(modern)}; they must pair up"
+            )
         texts: list[Text] = []
         for pair in zip(original, modern, strict=True):
             for sentence, concept in zip(pair, (CONCEPT, None), strict=True):
@@ -77,4 +81,6 @@ def _download(folder: Path) -> None:
                     (folder / name).write_bytes(response.read())
             except (urllib.error.URLError, OSError) as error:
                 reason = getattr(error, "reason", error)
-                raise UserError(f"SP: {_URL}{name} cannot be downloaded ({reason}); give --source FOLDER with its files") from None
+                raise UserError(
+                    f"SP: {_URL}{name} cannot be downloaded ({reason}); give --source FOLDER with its files"
+                ) from None

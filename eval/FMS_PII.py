@@ -1,6 +1,8 @@
-"""FMS of token-level concepts (PII): does one latent stand for a kind of personal data, token by token?"""
+"""Score how well, and how solely, one latent stands for a kind of personal data, token by token (FMS)."""
 
 from collections.abc import Sequence
+
+import pandas as pd
 
 from utils.cli import Parser, run
 from utils.fms_report import add_arguments, report, token_samples
@@ -14,13 +16,13 @@ seeds: the table gives their mean and standard deviation.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and score the SAEs."""
+def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
+    """Parse the command line and score the SAEs; return the tidy table."""
     parser = Parser(__doc__ or "", EXAMPLES)
     parser.add_argument("--dataset", default="PII_synth", help="PII_synth, or your own with token-level labels")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    report(args, args.dataset, token_samples)
+    return report(args, args.dataset, token_samples)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""FMS of sentence-level concepts (SP, RTP): does one latent, averaged over a text, stand for the concept?"""
+"""Score how well, and how solely, one latent, averaged over a text, stands for its style or toxicity (FMS)."""
 
 from collections.abc import Sequence
+
+import pandas as pd
 
 from utils.cli import Parser, run
 from utils.fms_report import add_arguments, report, sentence_samples
@@ -14,13 +16,13 @@ SAEs of the same name in different folders count as seeds: the table gives their
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and score the SAEs."""
+def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
+    """Parse the command line and score the SAEs; return the tidy table."""
     parser = Parser(__doc__ or "", EXAMPLES)
     parser.add_argument("dataset", metavar="DATASET", help="SP, RTP, RTP_split, or your own with labels of whole texts")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    report(args, args.dataset, sentence_samples)
+    return report(args, args.dataset, sentence_samples)
 
 
 if __name__ == "__main__":

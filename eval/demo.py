@@ -1,4 +1,4 @@
-"""The whole method in one command: cache activations, train a vanilla and a guided SAE, measure how monosemantic each is.
+"""The whole method in one command: cache activations, train a vanilla and a guided SAE, measure both.
 
 Everything is computed here: texts with made-up personal data, activations of SmolLM2-135M (block 15), two SAEs, FMS for
 25 concepts. A second run goes on from what is there.
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run the four steps."""
     parser = Parser(__doc__ or "", "example:\n  python eval/demo.py --out demo")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, checkpoints and results")
-    parser.add_argument("--max-texts", type=positive_int, default=800, help="texts for training, and as many for testing")
+    parser.add_argument(
+        "--max-texts", type=positive_int, default=800, help="texts for training, and as many for testing"
+    )
     parser.add_argument("--max-epochs", type=positive_int, help="instead of the config's number")
     args = parser.parse_args(argv)
     start = time.perf_counter()
@@ -34,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _step("1/4  the language model: SmolLM2-135M-Instruct, fetched once", lambda: find_model(MODEL))
 
     caching = [DATASET, str(BLOCK), MODEL, SITE, "--out", str(data), "--max-texts", str(args.max_texts)]
-    _step(f"2/4  texts with made-up personal data, and the activations of block {BLOCK}", lambda: act_dataset.main(caching))
+    _step(
+        f"2/4  texts with made-up personal data, and the activations of block {BLOCK}",
+        lambda: act_dataset.main(caching),
+    )
 
     # The shipped config, pointed at the demo's own activations.
     config = args.out / CONFIG.name

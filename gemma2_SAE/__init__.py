@@ -1,0 +1,1 @@
+"""SAEs for Gemma-2 models: their run configs."""

@@ -1,0 +1,1 @@
+"""SAEs for Llama models (Llama-3, SmolLM2): their run configs."""

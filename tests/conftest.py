@@ -24,6 +24,9 @@ SENTENCES = [
 ]
 
 
+torch.set_num_threads(1)  # the tests run side by side, each on its own core
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
@@ -55,7 +58,9 @@ def _save(folder, model, tokenizer_file, *, with_bos):
     if with_bos:
         from tokenizers.processors import TemplateProcessing
 
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", 1)]
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return ModelSource(folder.name, folder, f"test-{folder.name}")
@@ -69,7 +74,9 @@ def tiny_llama(tmp_path_factory, tokenizer_file):
         vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
     )  # fmt: skip
-    return _save(tmp_path_factory.mktemp("models") / "tinyllama", LlamaForCausalLM(config), tokenizer_file, with_bos=False)
+    return _save(
+        tmp_path_factory.mktemp("models") / "tinyllama", LlamaForCausalLM(config), tokenizer_file, with_bos=False
+    )
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +88,9 @@ def tiny_gemma2(tmp_path_factory, tokenizer_file):
         num_key_value_heads=2, head_dim=8, max_position_embeddings=128, sliding_window=8, initializer_range=0.3,
         attn_logit_softcapping=2.0, query_pre_attn_scalar=1,
     )  # fmt: skip
-    return _save(tmp_path_factory.mktemp("models") / "tinygemma", Gemma2ForCausalLM(config), tokenizer_file, with_bos=True)
+    return _save(
+        tmp_path_factory.mktemp("models") / "tinygemma", Gemma2ForCausalLM(config), tokenizer_file, with_bos=True
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def plain_correct_by_depth(values_BN, labels_B):
 
     labels_B = labels_B.astype(bool)
     levels = [[np.arange(len(labels_B))]]
-    leaves = []
+    leaves: list = []
     correct = []
     while levels[-1]:
         majority = sum(max(labels_B[s].sum(), (~labels_B[s]).sum()) for s in levels[-1] + leaves)

@@ -14,7 +14,13 @@ from utils.errors import UserError
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 40), st.sampled_from(["float16", "float32"]), st.integers(0, 99))
+@given(
+    st.integers(1, 50),
+    st.integers(1, 20),
+    st.integers(0, 40),
+    st.sampled_from(["float16", "float32"]),
+    st.integers(0, 99),
+)
 def test_shard_round_trip_is_exact(tmp_path_factory, n_rows, d_model, n_concepts, dtype, seed):
     random = np.random.default_rng(seed)
     rows = TokenRows(

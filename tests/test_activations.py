@@ -89,7 +89,9 @@ def test_special_tokens_written_in_a_text_are_left_out(tiny_llama, tmp_path):
 
 
 def test_a_value_beyond_float16_stops_the_run(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.caching.activations_at", lambda module, model, ids, mask: torch.full((*ids.shape, 32), 1e5))
+    monkeypatch.setattr(
+        "utils.caching.activations_at", lambda module, model, ids, mask: torch.full((*ids.shape, 32), 1e5)
+    )
     data = LabelledText("large", [], {"train": [Text("Why")]})
     with pytest.raises(UserError, match="float16; use --dtype float32"):
         cache_activations(data, tiny_llama, 0, "block", tmp_path)

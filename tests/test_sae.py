@@ -36,7 +36,7 @@ def test_topk_forward_equals_the_formula(acts_BD, activation, postact):
     output = sae(acts_BD)
     for b, x_D in enumerate(acts_BD):
         pre_N, mean, std = plain_pre(sae, x_D)
-        kept = sorted(range(20), key=lambda n, pre_N=pre_N: -pre_N[n].item())[:4]
+        kept = pre_N.argsort(descending=True)[:4]
         latents_N = torch.zeros(20, dtype=torch.float64)
         latents_N[kept] = postact(pre_N[kept])
         torch.testing.assert_close(output.pre_BN[b], pre_N)
@@ -116,8 +116,10 @@ def test_concept_gradient_reaches_latents_outside_the_topk(acts_BD):
     output = sae(acts_BD)
     output.pre_BN.retain_grad()
     concept_loss(output.pre_BN, torch.ones(7, 2, dtype=torch.int8)).mean().backward()
-    assert (output.pre_BN.grad[:, :2] != 0).all()
-    assert (output.pre_BN.grad[:, 2:] == 0).all()
+    grad_BN = output.pre_BN.grad
+    assert grad_BN is not None
+    assert (grad_BN[:, :2] != 0).all()
+    assert (grad_BN[:, 2:] == 0).all()
 
 
 def test_scaling_multiplies_exactly_the_positive_labels_gradients():
@@ -126,6 +128,7 @@ def test_scaling_multiplies_exactly_the_positive_labels_gradients():
     for scaling in (1.0, 5.0):
         pre_BN = torch.arange(8, dtype=torch.float64).reshape(2, 4).requires_grad_()
         concept_loss(pre_BN, labels_BC, scaling).sum().backward()
+        assert pre_BN.grad is not None
         grads[scaling] = pre_BN.grad[:, :2]
     torch.testing.assert_close(grads[5.0], torch.where(labels_BC.bool(), 5.0, 1.0) * grads[1.0])
 

@@ -24,25 +24,34 @@ def cache(two_concepts, tiny_llama, tmp_path):
 @pytest.fixture
 def config(cache):
     return SAE_Train_config(
-        batch_size=32, ds_path=str(cache.folder), factor=2, k=8, lr=1e-3, max_epochs=3, n_inputs=32, activation="topk-sigmoid"
+        batch_size=32,
+        ds_path=str(cache.folder),
+        factor=2,
+        k=8,
+        lr=1e-3,
+        max_epochs=3,
+        n_inputs=32,
+        activation="topk-sigmoid",
     )
 
 
 @pytest.mark.parametrize("scaling", [0.0, 1.0, 5.0])
-def test_five_updates_equal_the_recipe_written_out(cache, config, scaling):
+def test_five_updates_equal_the_recipe_written_out(cache, config, scaling, monkeypatch):
     trainer = Trainer(config, cache, scaling, seed=0, device=torch.device("cpu"))
     trainer.sae.double()
     weights = {name: p.detach().clone().requires_grad_() for name, p in trainer.sae.named_parameters()}
     plain = torch.optim.Adam(weights.values(), lr=1e-3)
     trainer.optimizer = torch.optim.Adam(trainer.sae.parameters(), lr=1e-3, fused=True)
-    monkey_acts = trainer.data.acts
-    trainer.data.acts = lambda rows: monkey_acts(rows).astype("float64")
     split = cache.split("train")
+    single_acts = split.acts
+    monkeypatch.setattr(split, "acts", lambda rows: single_acts(rows).astype("float64"))
     for rows_B in list(split.shuffled(32, seed=0, epoch=0))[:5]:
         trainer.step(rows_B)
-        x_BD = torch.from_numpy(monkey_acts(rows_B)).double()
+        x_BD = torch.from_numpy(split.acts(rows_B))
         mean, std = x_BD.mean(1, keepdim=True), x_BD.std(1, keepdim=True)
-        pre_BN = ((x_BD - mean) / (std + 1e-5) - weights["pre_bias"]) @ weights["encoder.weight"].T + weights["latent_bias"]
+        pre_BN = ((x_BD - mean) / (std + 1e-5) - weights["pre_bias"]) @ weights["encoder.weight"].T + weights[
+            "latent_bias"
+        ]
         kept = torch.zeros_like(pre_BN).scatter(1, pre_BN.topk(8).indices, 1.0)
         xhat_BD = ((torch.sigmoid(pre_BN) * kept) @ weights["decoder.weight"].T + weights["pre_bias"]) * std + mean
         loss_B = ((xhat_BD - x_BD) ** 2).mean(1) / (x_BD**2).mean(1)

@@ -12,8 +12,8 @@ from utils.training import train
 
 EXAMPLES = """\
 examples:
-  python train/train_SAE.py llama3_SAE/SAE_config/smollm2-l1728-b15-k144-SP.json                         # guided: ..._s1
-  python train/train_SAE.py llama3_SAE/SAE_config/smollm2-l1728-b15-k144-SP.json --cond-loss-scaling 0   # vanilla: ..._s0
+  python train/train_SAE.py llama3_SAE/SAE_config/smollm2-l1728-b15-k144-SP.json                         # guided, _s1
+  python train/train_SAE.py llama3_SAE/SAE_config/smollm2-l1728-b15-k144-SP.json --cond-loss-scaling 0   # vanilla, _s0
 
 An interrupted run goes on when the same command is given again; a higher --max-epochs trains a finished one further.
 """
@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=1.0,
         help="0: vanilla SAE; s > 0: guided, positive labels weighted by s",
     )
-    parser.add_argument("--out", type=Path, default=Path("ckpt"), help="folder for checkpoints, unless the config names one")
+    parser.add_argument(
+        "--out", type=Path, default=Path("ckpt"), help="folder for checkpoints, unless the config names one"
+    )
     parser.add_argument("--max-epochs", type=positive_int, help="instead of the config's number")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the data")
     args = parser.parse_args(argv)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.activation_store import FORMAT, TokenRows, read_shard, row_features
+from utils.activation_store import FORMAT, read_shard, row_features
 from utils.atomic import read_json, sha256_file
 from utils.errors import UserError
 
@@ -33,7 +33,9 @@ class ActivationCache:
             raise UserError(f"{folder}: no cached activations there; make them with create_data/act_dataset.py")
         self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
         if self.manifest.get("format", 0) > FORMAT:
-            raise UserError(f"{folder}: its format {self.manifest['format']} is newer than this program knows ({FORMAT})")
+            raise UserError(
+                f"{folder}: its format {self.manifest['format']} is newer than this program knows ({FORMAT})"
+            )
         self._splits: dict[str, ActivationSplit] = {}
 
     @property
@@ -79,7 +81,9 @@ class ActivationSplit:
         self._shards = [read_shard(cache.folder / name / shard["file"], features) for shard in entry["shards"]]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
         if len(self) != entry["tokens"]:
-            raise UserError(f"{cache.folder / name}: {len(self)} rows instead of {entry['tokens']}; make the cache anew")
+            raise UserError(
+                f"{cache.folder / name}: {len(self)} rows instead of {entry['tokens']}; make the cache anew"
+            )
         # Small columns are held whole; only the activations stay on disk.
         self.label_BC = np.concatenate([shard.label for shard in self._shards])
         self.text_id_B = np.concatenate([shard.text_id for shard in self._shards])

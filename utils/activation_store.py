@@ -6,6 +6,7 @@ Shards are written from contiguous buffers straight into Arrow and read back zer
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +62,11 @@ def write_shard(path: Path, rows: TokenRows, features: Features) -> None:
     schema = features.arrow_schema
     arrays = [_to_arrow(getattr(rows, field.name), schema.field(field.name).type) for field in fields(rows)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    with atomic_file(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with (
+        atomic_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
         writer.write_batch(batch)
 
 
@@ -83,7 +88,7 @@ def read_shard(path: Path, features: Features) -> TokenRows:
 def write_split_metadata(folder: Path, features: Features, shards: list[str], fingerprint: str) -> None:
     """Write the two JSON files that make a folder of shards a `datasets.Dataset`."""
     DatasetInfo(features=features).write_to_directory(str(folder))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": fingerprint[:16],
         "_format_columns": None,

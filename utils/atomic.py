@@ -90,4 +90,6 @@ def sha256_json(value: Any) -> str:
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Name the keys whose values differ, as `key: found -> wanted`, comma-separated; empty where none does."""
     keys = sorted(found.keys() | wanted.keys())
-    return ", ".join(f"{key}: {found.get(key)!r} -> {wanted.get(key)!r}" for key in keys if found.get(key) != wanted.get(key))
+    return ", ".join(
+        f"{key}: {found.get(key)!r} -> {wanted.get(key)!r}" for key in keys if found.get(key) != wanted.get(key)
+    )

@@ -53,8 +53,10 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
         UserError: nothing there, training unfinished, or a newer format.
     """
     if not has_checkpoint(folder):
-        state = "its training is not finished; run the same train_SAE.py command again" if (folder / _RESUME).exists() else (
-            "no checkpoint there; train one with train/train_SAE.py"
+        state = (
+            "its training is not finished; run the same train_SAE.py command again"
+            if (folder / _RESUME).exists()
+            else ("no checkpoint there; train one with train/train_SAE.py")
         )
         raise UserError(f"{folder}: {state}")
     config: dict[str, Any] = read_json(folder / _CONFIG)

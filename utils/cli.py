@@ -50,7 +50,7 @@ def non_negative_float(text: str) -> float:
     return value
 
 
-def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
+def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a script's `main` and exit: 0 on success, 2 with one line on bad input, 130 when interrupted."""
     # Before the first use of the libraries: their progress bars would tear ours, their notices hide our one line.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -8,8 +8,8 @@ accs_0 is the accuracy of the best single latent (the root of a Gini tree), accs
 that of the tree cut i levels below the root's split, n its depth - 1. Three modes differ in how accuracies are taken:
 
     paper     fitted and scored on the same samples, the sum as printed above; global = 1 where the root separates
-    released  as the authors' notebook: the mean also takes the row without any split, and the samples of a leaf above the
-              cut count as correct; values above 1 are possible
+    released  as the authors' notebook: the mean also takes the row without any split, and the samples of a leaf above
+              the cut count as correct; values above 1 are possible
     heldout   fitted on one half, scored on the other, averaged over both swaps and several seeds
 """
 

@@ -12,17 +12,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from utils.activation_cache import ActivationCache
+from utils.activation_cache import ActivationCache, ActivationSplit
 from utils.activation_store import cache_name
 from utils.atomic import sha256_file
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import Parser
 from utils.errors import UserError
-from utils.fms import MODES, N_REMOVED, FMS, fms, shuffled
+from utils.fms import FMS, MODES, N_REMOVED, fms, shuffled
 from utils.fms_samples import balanced_rows, encode_rows, text_means
 from utils.results import Results
 from utils.sae import SAE
-from utils.activation_cache import ActivationSplit
 
 HEADLINES = ["fms@1", "fms@5", "accs_0", "local@1", "local@5", "global", "shuffled_fms@1", "shuffled_fms@5"]
 Sample = tuple[str, NDArray[np.float32], NDArray[np.int8]]
@@ -30,11 +29,15 @@ Sample = tuple[str, NDArray[np.float32], NDArray[np.int8]]
 
 def add_arguments(parser: Parser) -> None:
     """Add the options that all FMS scripts share."""
-    parser.add_argument("--sae", action="append", required=True, metavar="CKPT", help="checkpoint folder; give several to compare")
+    parser.add_argument(
+        "--sae", action="append", required=True, metavar="CKPT", help="checkpoint folder; give several to compare"
+    )
     parser.add_argument("--split", help="split to score on (default: test, or valid where there is no test)")
     parser.add_argument("--mode", choices=MODES, default="paper", help="how accuracies are taken, see utils/fms.py")
     parser.add_argument("--data", type=Path, default=Path("datasets_v2"), help="folder of the cached activations")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: results/FMS_<DATASET>-<split>-<mode>)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results (default: results/FMS_<DATASET>-<split>-<mode>)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the chosen tokens, the halves and the shuffled labels")
 
 
@@ -101,7 +104,13 @@ def _cache_of(checkpoint: Checkpoint, dataset: str, data: Path) -> ActivationCac
     config = checkpoint.config
     cache = ActivationCache(data / cache_name(config["model"], dataset, config["block"], config["site"]))
     if cache.d_model != checkpoint.sae.config.n_inputs:
-        raise UserError(f"{checkpoint.folder} takes {checkpoint.sae.config.n_inputs} inputs, but {cache.folder} is {cache.d_model} wide")
+        n_inputs = checkpoint.sae.config.n_inputs
+        raise UserError(f"{checkpoint.folder}: n_inputs is {n_inputs}, but {cache.folder} is {cache.d_model} wide")
+    if cache.manifest["revision"] != config["revision"]:
+        revisions = f"{cache.manifest['revision']}, not {config['revision']}"
+        raise UserError(
+            f"{cache.folder} comes from other weights than {checkpoint.folder} was trained on ({revisions})"
+        )
     return cache
 
 
@@ -111,8 +120,10 @@ def measure(
     """Score one SAE on every concept; return tidy rows (concept, measure, value), skipped concepts included."""
     split = cache.split(split_name)
     n_positive_C = split.label_BC.sum(axis=0, dtype=np.int64)
-    present = [concept for concept, n in zip(cache.concepts, n_positive_C, strict=True) if 0 < n]
-    rows = [{"concept": concept, "measure": "skipped", "value": 1.0} for concept in cache.concepts if concept not in present]
+    present = [concept for concept, n in zip(cache.concepts, n_positive_C, strict=True) if n > 0]
+    rows = [
+        {"concept": concept, "measure": "skipped", "value": 1.0} for concept in cache.concepts if concept not in present
+    ]
     every = samples(checkpoint.sae, split, cache.concepts, args.seed)
     work = (joblib.delayed(_score)(*sample, args.mode, args.seed) for sample in every if sample[0] in present)
     # Threads share the latents, and NumPy's sorting leaves the interpreter free; samples are made as they are needed.
@@ -128,7 +139,9 @@ def _score(concept: str, latents_BN: NDArray, labels_B: NDArray, mode: str, seed
     except UserError as error:
         raise UserError(f"concept {concept}: {error}") from None
     values: dict[str, Any] = measures(score)
-    values |= {f"shuffled_{key}": value for key, value in measures(control).items() if key.startswith(("fms", "accs_0"))}
+    values |= {
+        f"shuffled_{key}": value for key, value in measures(control).items() if key.startswith(("fms", "accs_0"))
+    }
     values |= {"n_samples": score.n_samples, "n_positives": score.n_positives}
     values |= {f"root_{p}": latent for p, latent in enumerate(score.roots)}
     return [{"concept": concept, "measure": key, "value": float(value)} for key, value in values.items()]
@@ -142,7 +155,7 @@ def measures(score: FMS) -> dict[str, float]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Average over concepts, then over the seeds of SAEs with the same name: mean, and standard deviation where several."""
+    """Average over concepts, then over SAEs of the same name (seeds): mean, and standard deviation where several."""
     wanted = table[table["measure"].isin(HEADLINES)]
     per_sae = wanted.groupby(["name", "sae", "measure"], sort=False)["value"].mean()
     grouped = per_sae.groupby(["name", "measure"], sort=False)
@@ -181,7 +194,9 @@ def _figure(table: pd.DataFrame, dataset: str, mode: str) -> Figure:
         errors = spreads[name] if spreads[name].any() else None
         axes.bar(places + offset, means[name], width, yerr=errors, label=name, color=colours[number % len(colours)])
     axes.scatter(places, control.loc[means.index], marker="_", s=200, color="black", label="shuffled labels", zorder=3)
-    axes.set_xticks(places, means.index, rotation=60 if len(means) > 3 else 0, ha="right" if len(means) > 3 else "center")
+    axes.set_xticks(
+        places, means.index, rotation=60 if len(means) > 3 else 0, ha="right" if len(means) > 3 else "center"
+    )
     axes.set_ylabel("FMS@1")
     axes.set_title(f"{dataset}, mode {mode}")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

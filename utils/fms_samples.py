@@ -38,7 +38,7 @@ def text_means(sae: SAE, split: ActivationSplit) -> tuple[NDArray[np.float32], N
     labels_BC = np.zeros((len(text_ids), split.label_BC.shape[1]), np.int8)
     np.maximum.at(labels_BC, index_of_row, split.label_BC)
     means_BN = sums_BN.cpu().numpy() / n_tokens[:, None].astype(np.float32)
-    return means_BN, labels_BC
+    return means_BN.astype(np.float32, copy=False), labels_BC
 
 
 def balanced_rows(labels_B: NDArray[np.int8], random: np.random.Generator) -> NDArray[np.int64]:

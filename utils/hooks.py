@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
@@ -19,7 +18,9 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     inner = getattr(model, "model", model)
     blocks = getattr(inner, "layers", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise UserError(f"{type(model).__name__}: no decoder blocks at .layers; Llama- and Gemma-like models are supported")
+        raise UserError(
+            f"{type(model).__name__}: no decoder blocks at .layers; Llama- and Gemma-like models are supported"
+        )
     return blocks
 
 

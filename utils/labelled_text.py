@@ -120,7 +120,9 @@ class LabelledText:
         if folder.exists():
             found = read_json(folder / "manifest.json")
             if differs := differences(found, manifest):
-                raise UserError(f"{folder} holds a data set of other settings ({differs}); remove it or choose another --out")
+                raise UserError(
+                    f"{folder} holds a data set of other settings ({differs}); remove it or choose another --out"
+                )
             return False
         dataset = DatasetDict({split: _to_dataset(texts) for split, texts in self.splits.items()})
         with atomic_folder(folder) as temporary:
@@ -137,7 +139,9 @@ def load_labelled_text(folder: Path) -> LabelledText:
     """
     manifest = read_json(folder / "manifest.json")
     if manifest.get("format", 0) > FORMAT:
-        raise UserError(f"{folder}/manifest.json: format {manifest['format']} is newer than this program knows ({FORMAT})")
+        raise UserError(
+            f"{folder}/manifest.json: format {manifest['format']} is newer than this program knows ({FORMAT})"
+        )
     splits = {}
     for split, rows in load_from_disk(folder).items():
         splits[split] = [

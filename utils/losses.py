@@ -22,7 +22,9 @@ def concept_loss(pre_BN: Tensor, labels_BC: Tensor, scaling: float = 1.0) -> Ten
     """
     pre_BC = pre_BN[:, : labels_BC.shape[1]]
     weight = torch.tensor(scaling, dtype=pre_BC.dtype, device=pre_BC.device)
-    loss_BC = F.binary_cross_entropy_with_logits(pre_BC, labels_BC.to(pre_BC.dtype), pos_weight=weight, reduction="none")
+    loss_BC = F.binary_cross_entropy_with_logits(
+        pre_BC, labels_BC.to(pre_BC.dtype), pos_weight=weight, reduction="none"
+    )
     return loss_BC.sum(dim=1)
 
 

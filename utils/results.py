@@ -9,7 +9,7 @@ import matplotlib
 import pandas as pd
 
 matplotlib.use("Agg")  # no screen is needed to write a file
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
 from utils.atomic import atomic_file, differences, read_json, write_json
 from utils.errors import UserError
@@ -25,7 +25,9 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def piece(self, name: str, settings: dict[str, Any], compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    def piece(
+        self, name: str, settings: dict[str, Any], compute: Callable[[], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
         """Return the rows of a piece, computing them where they are not stored yet.
 
         Raises:
@@ -35,7 +37,9 @@ class Results:
         if path.exists():
             found = read_json(path)
             if differs := differences(found["settings"], settings):
-                raise UserError(f"{path} holds results of other settings ({differs}); remove it or choose another --out")
+                raise UserError(
+                    f"{path} holds results of other settings ({differs}); remove it or choose another --out"
+                )
             rows: list[dict[str, Any]] = found["rows"]
             return rows
         rows = compute()

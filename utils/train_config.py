@@ -93,13 +93,17 @@ def check_against_cache(path: Path, config: SAE_Train_config, cache: ActivationC
         UserError: another width, another model or block than the file's name says, or fewer tokens than a batch.
     """
     if config.n_inputs != cache.d_model:
-        raise UserError(f"{path}: n_inputs is {config.n_inputs}, but the activations in {cache.folder} are {cache.d_model} wide")
+        raise UserError(
+            f"{path}: n_inputs is {config.n_inputs}, but the activations in {cache.folder} are {cache.d_model} wide"
+        )
     _check_name(path, {"model": cache.manifest["model"], "block": cache.manifest["block"]})
     if "train" not in cache.manifest["splits"]:
         raise UserError(f"{path}: ds_path {cache.folder} has no train split")
     n_tokens = cache.manifest["splits"]["train"]["tokens"]
     if config.batch_size > n_tokens:
-        raise UserError(f"{path}: batch_size {config.batch_size} is more than the {n_tokens} training tokens in {cache.folder}")
+        raise UserError(
+            f"{path}: batch_size {config.batch_size} is more than the {n_tokens} training tokens in {cache.folder}"
+        )
 
 
 def _check_name(path: Path, truth: dict[str, int | str]) -> None:

@@ -105,7 +105,9 @@ class Trainer:
                 bar.set_postfix({name: f"{values[key].item():.3g}" for key, name in shown.items()})
         means = {key: (value / n_steps).item() for key, value in sums.items()}
         if not np.isfinite(means["loss"]):
-            raise UserError(f"the loss became {means['loss']} in epoch {self.epochs_trained + 1}; lower lr in the config")
+            raise UserError(
+                f"the loss became {means['loss']} in epoch {self.epochs_trained + 1}; lower lr in the config"
+            )
         return means
 
     @torch.no_grad()
@@ -228,7 +230,8 @@ def _settings(config: SAE_Train_config, cache: ActivationCache, cond_loss_scalin
         del training[key]
     return {
         "sae": config.sae.to_dict(),
-        "training": training | {"cond_loss_scaling": float(cond_loss_scaling), "optimizer": "Adam", "clip_norm": CLIP_NORM},
+        "training": training
+        | {"cond_loss_scaling": float(cond_loss_scaling), "optimizer": "Adam", "clip_norm": CLIP_NORM},
         "manifest_sha256": cache.checksum,
         "seed": seed,
     }

@@ -23,8 +23,8 @@ class Stumps:
     """The best split of every latent on its own; N latents.
 
     Attributes:
-        score_N: purity of the two sides, sum over sides of (negatives^2 + positives^2) / size; higher is better, and -inf
-            where a latent has but one value.
+        score_N: purity of the two sides, sum over sides of (negatives^2 + positives^2) / size; higher is better,
+            and -inf where a latent has but one value.
         threshold_N: a sample goes left where its value is at most this.
         left_N: number of samples on the left, and `left_positives_N` of the positive ones among them.
     """

@@ -1,0 +1,41 @@
+# make install | demo | test | test-slow | lint | bench
+# Needs Python 3.11 with pip and venv, nothing else: poetry comes into a private environment (.poetry/).
+
+PYTHON ?= python3
+POETRY := .poetry/bin/poetry
+# Poetry's own client wants an index with the JSON interface; through the mirror plugin it takes the one pip uses.
+PIP_INDEX = $(shell echo "$$PIP_INDEX_URL" | grep . || $(PYTHON) -m pip config get install.index-url 2>/dev/null \
+	|| $(PYTHON) -m pip config get global.index-url 2>/dev/null \
+	|| $(PYTHON) -c "from pip._internal.models.index import PyPI; print(PyPI.simple_url)")
+
+.PHONY: install demo test test-slow lint bench
+.DEFAULT_GOAL := install
+
+install: .venv/.installed
+
+$(POETRY):
+	$(PYTHON) -m venv .poetry
+	.poetry/bin/python -m pip install --quiet "poetry>=2.1,<3" poetry-plugin-pypi-mirror
+
+# Remade only when the lock or the project file has changed.
+.venv/.installed: poetry.lock pyproject.toml | $(POETRY)
+	POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction
+	touch $@
+
+demo: install
+	.venv/bin/python eval/demo.py
+
+test: install
+	.venv/bin/python -m pytest -n auto
+
+test-slow: install
+	.venv/bin/python -m pytest -m slow
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: install
+	.venv/bin/python benchmarks/demo_cost.py
+	.venv/bin/python benchmarks/guided_vs_vanilla.py PII_synth

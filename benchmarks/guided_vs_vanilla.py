@@ -1,0 +1,69 @@
+"""The claim: a guided SAE is more monosemantic than a vanilla one. Several seeds, all by the scripts users run.
+
+Caches the activations, trains both SAEs for every seed, scores them and prints the README's table. Goes on where an
+earlier run stopped.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from create_data import act_dataset
+from eval import FMS_PII, FMS_RTP_SP
+from train import train_SAE
+from utils.activation_cache import ActivationCache
+from utils.cli import Parser, positive_int, run
+from utils.fms_report import summary
+from utils.train_config import load_train_config
+
+ROOT = Path(__file__).parents[1]
+MAX_TEXTS = {"SP": 4000, "PII_synth": 2000}
+EXAMPLES = """\
+examples:
+  python benchmarks/guided_vs_vanilla.py PII_synth
+  python benchmarks/guided_vs_vanilla.py SP --source FOLDER
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, do the work and print a Markdown table."""
+    parser = Parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("dataset", metavar="DATASET", nargs="?", choices=MAX_TEXTS, default="PII_synth", help="or SP")
+    parser.add_argument("--source", help="where the texts come from, as in create_dataset.py")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="number of seeds, from 0")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    source = ["--source", args.source] if args.source else []
+    act_dataset.main([args.dataset, "15", "smollm2", "block", "--max-texts", str(MAX_TEXTS[args.dataset]), *source])
+    config = ROOT / "llama3_SAE" / "SAE_config" / f"smollm2-l1728-b15-k144-{args.dataset}.json"
+    saes = []
+    for seed in range(args.seeds):
+        for scaling in ("0", "1"):
+            out = f"ckpt/seed{seed}"
+            train_SAE.main([str(config), "--cond-loss-scaling", scaling, "--seed", str(seed), "--out", out])
+            saes += ["--sae", f"{out}/{config.stem}_s{scaling}"]
+    table = pd.DataFrame()
+    for mode in ("paper", "released", "heldout"):
+        if args.dataset == "SP":
+            table = FMS_RTP_SP.main(["SP", *saes, "--mode", mode])
+        else:
+            table = FMS_PII.main(["--dataset", args.dataset, *saes, "--mode", mode])
+        print(f"\n{_markdown(table, mode)}\n")
+    manifest = ActivationCache(load_train_config(config).ds_path).manifest
+    n_tokens = {split: entry["tokens"] for split, entry in manifest["splits"].items()}
+    print(f"{args.seeds} seeds; tokens {n_tokens}; {time.perf_counter() - start:.0f} s")
+
+
+def _markdown(table: pd.DataFrame, mode: str) -> str:
+    rows = summary(table)
+    names = {name: "guided" if name.endswith("_s1") else "vanilla" for name in rows.index}
+    columns = ["fms@1", "fms@5", "accs_0", "local@1", "global", "shuffled_fms@1"]
+    lines = [f"| SAE ({mode} mode) | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    lines += [f"| {names[name]} | {' | '.join(rows.loc[name, columns])} |" for name in rows.index]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

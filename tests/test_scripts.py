@@ -1,0 +1,226 @@
+"""The command lines: the whole path on a tiny model, and one line and exit code 2 for every bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from create_data import act_dataset, create_dataset
+from eval import FMS_PII, FMS_RTP_SP
+from train import train_SAE
+from utils import cli
+from utils.train_config import load_train_config
+
+ROOT = Path(__file__).parents[1]
+CONFIG = {
+    "batch_size": 32, "ds_path": "datasets_v2/tiny-SP-B01-block", "factor": 2, "k": 8, "lr": 0.01, "max_epochs": 2,
+    "n_inputs": 32, "activation": "topk-sigmoid",
+}  # fmt: skip
+
+
+def outcome(capsys, main, *argv):
+    """Run a script in this process; return its exit code and what it printed."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main, [str(word) for word in argv])
+    return exit_.value.code, capsys.readouterr()
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, sp_folder):
+    """An empty working folder, as a user has it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def cached(work, sp_folder, tiny_llama, capsys):
+    argv = ["SP", "1", "tiny", "block", "--source", sp_folder, "--model-path", tiny_llama.folder]
+    assert outcome(capsys, act_dataset.main, *argv)[0] == 0
+    return work
+
+
+def write_config(work, **changes):
+    path = work / "tiny.json"
+    path.write_text(json.dumps({key: value for key, value in (CONFIG | changes).items() if value is not None}))
+    return path
+
+
+def test_whole_path_for_sentences(cached, capsys):
+    config = write_config(cached)
+    for scaling in (0, 1):
+        code, printed = outcome(capsys, train_SAE.main, config, "--cond-loss-scaling", scaling)
+        assert code == 0, printed.err
+        assert f"ckpt/tiny_s{scaling} is ready" in printed.out
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s0", "--sae", "ckpt/tiny_s1")
+    assert code == 0, printed.err
+    assert "tiny_s0" in printed.out
+    folder = cached / "results/FMS_SP-valid-paper"
+    table = pd.read_csv(folder / "fms.csv")
+    assert set(table["name"]) == {"tiny_s0", "tiny_s1"}
+    wanted = {"accs_0", "global", "fms@1", "fms@5", "root_0", "shuffled_fms@1", *(f"local@{p}" for p in range(1, 10))}
+    assert wanted <= set(table["measure"])
+    assert (folder / "fms.png").stat().st_size > 1000
+    settings = json.loads((folder / "fms.json").read_text())
+    assert [entry["mode"] for entry in settings["saes"]] == ["paper", "paper"]
+    # Again, and a third SAE beside: what was measured is read back.
+    before = (folder / "pieces/ckpt__tiny_s0.json").stat().st_mtime_ns
+    assert outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s0")[0] == 0
+    assert (folder / "pieces/ckpt__tiny_s0.json").stat().st_mtime_ns == before
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s0", "--seed", 1)
+    assert code == 2
+    assert "seed: 0 -> 1" in printed.err
+
+
+def test_whole_path_for_tokens_names_what_it_leaves_out(work, tiny_llama, two_concepts, capsys):
+    for i, text in enumerate(two_concepts.splits["test"]):  # NUMBER never occurs in the test split
+        two_concepts.splits["test"][i] = type(text)(text.text, text.spans[:1])
+    two_concepts.save(work / "datasets_v2/text/toy")
+    argv = ["toy", "1", "tiny", "block", "--model-path", tiny_llama.folder]
+    assert outcome(capsys, act_dataset.main, *argv)[0] == 0
+    config = write_config(work, ds_path="datasets_v2/tiny-toy-B01-block")
+    assert outcome(capsys, train_SAE.main, config)[0] == 0
+    for mode in ("paper", "released", "heldout"):
+        argv = ["--dataset", "toy", "--sae", "ckpt/tiny_s1", "--mode", mode]
+        code, printed = outcome(capsys, FMS_PII.main, *argv)
+        assert code == 0, printed.err
+        assert "left out, no positive token in this split: NUMBER" in printed.out
+        assert f"mode {mode}" in printed.out
+        table = pd.read_csv(work / f"results/FMS_toy-test-{mode}/fms.csv")
+        assert set(table[table["measure"] == "fms@1"]["concept"]) == {"WHO"}
+
+
+def test_seeds_are_averaged(cached, capsys):
+    config = write_config(cached)
+    saes = []
+    for seed in (0, 1):
+        assert outcome(capsys, train_SAE.main, config, "--seed", seed, "--out", f"ckpt/seed{seed}")[0] == 0
+        saes += ["--sae", f"ckpt/seed{seed}/tiny_s1"]
+    _, printed = outcome(capsys, FMS_RTP_SP.main, "SP", *saes)
+    assert "±" in printed.out
+
+
+def test_shorthand_name_of_a_config_is_held_against_its_contents(cached, capsys):
+    path = cached / "tiny-l64-b01-k9.json"
+    path.write_text(json.dumps(CONFIG))
+    code, printed = outcome(capsys, train_SAE.main, path)
+    assert code == 2
+    assert "its name says k 9, its contents say 8" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["XYZ", "1", "tiny", "block"], "unknown data set 'XYZ': choose one of"),
+        (["SP", "2", "tiny", "block"], "block 2 is out of range: the model has blocks 0 to 1"),
+        (["SP", "-1", "tiny", "block"], "block -1 is out of range"),
+        (["SP", "1", "tiny", "head"], "unknown site 'head': choose one of block, mlp, attention"),
+        (["SP", "1", "ti/ny", "block"], "MODEL 'ti/ny'"),
+        (["SP", "one", "tiny", "block"], "invalid int value: 'one'"),
+        (["SP", "1", "tiny", "block", "--max-texts", "0"], "must be at least 1"),
+    ],
+)
+def test_act_dataset_bad_input(work, sp_folder, tiny_llama, capsys, argv, message):
+    source = ["--source", sp_folder] if argv[0] == "SP" else []
+    code, printed = outcome(capsys, act_dataset.main, *argv, *source, "--model-path", tiny_llama.folder)
+    assert_one_line(code, printed, message)
+    assert not list(work.glob("datasets_v2/*-B*"))
+    assert not list(work.glob("datasets_v2/.building*"))
+
+
+def test_unknown_model_and_missing_folder(work, capsys):
+    code, printed = outcome(capsys, act_dataset.main, "PII_synth", 1, "gpt5", "block")
+    assert_one_line(code, printed, "unknown model 'gpt5': choose one of llama3,")
+    code, printed = outcome(capsys, act_dataset.main, "PII_synth", 1, "m", "block", "--model-path", "nowhere")
+    assert_one_line(code, printed, "--model-path nowhere: not a model folder")
+    assert not list(work.iterdir())
+
+
+def test_a_gated_model_says_what_to_do(work, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, printed = outcome(capsys, act_dataset.main, "PII_synth", 1, "llama3", "block")
+    assert_one_line(code, printed, "accept the licence at https://huggingface.co/meta-llama/Meta-Llama-3-8B")
+    assert "--model-path" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 65}, "k: 65 is more than the 64 latents"),
+        ({"n_inputs": 16, "k": 4}, "n_inputs is 16, but the activations in datasets_v2/tiny-SP-B01-block are 32 wide"),
+        ({"k": None}, "missing key(s) k"),
+        ({"colour": "red"}, "unknown key(s) colour"),
+        ({"batch_size": 10_000}, "batch_size 10000 is more than the"),
+        ({"batch_size": "many"}, "batch_size: must be a whole number"),
+        ({"lr": -1}, "lr: must be a positive number"),
+        ({"activation": "softmax"}, "'softmax' is unknown"),
+        ({"ds_path": "nowhere"}, "nowhere: no cached activations there"),
+    ],
+)
+def test_train_bad_config(cached, capsys, changes, message):
+    code, printed = outcome(capsys, train_SAE.main, write_config(cached, **changes))
+    assert_one_line(code, printed, message)
+    assert not (cached / "ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [("{", "tiny.json: not valid JSON, line 1"), ("[]", "must hold a JSON object"), (None, "tiny.json: no such file")],
+)
+def test_train_malformed_config(work, capsys, contents, message):
+    path = work / "tiny.json"
+    if contents is not None:
+        path.write_text(contents)
+    code, printed = outcome(capsys, train_SAE.main, path)
+    assert_one_line(code, printed, message)
+
+
+def test_fms_bad_input(cached, capsys):
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/none")
+    assert_one_line(code, printed, "ckpt/none: no checkpoint there")
+    outcome(capsys, train_SAE.main, write_config(cached))
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1", "--split", "test")
+    assert_one_line(code, printed, "no split 'test'; it has train, valid")
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "RTP", "--sae", "ckpt/tiny_s1")
+    assert_one_line(code, printed, "tiny-RTP-B01-block: no cached activations there")
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1", "--mode", "best")
+    assert_one_line(code, printed, "invalid choice: 'best'")
+    assert not (cached / "results").exists()
+
+
+def test_create_dataset_bad_input(work, capsys):
+    code, printed = outcome(capsys, create_dataset.main, "SP", "--source", "nowhere")
+    assert_one_line(code, printed, "--source nowhere: no such file or folder")
+    code, printed = outcome(capsys, create_dataset.main, "Poems")
+    assert_one_line(code, printed, "unknown data set 'Poems'")
+    assert not list(work.iterdir())
+
+
+def assert_one_line(code, printed, message):
+    lines = [line for line in printed.err.splitlines() if line and "tok/s" not in line]
+    assert code == 2, printed
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_scripts_start_from_any_folder(tmp_path):
+    for script in ("create_data/act_dataset.py", "train/train_SAE.py", "eval/FMS_PII.py", "eval/demo.py"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "example" in done.stdout
+
+
+def test_every_shipped_config_is_valid():
+    configs = list(ROOT.glob("*_SAE/SAE_config/*.json"))
+    assert configs
+    for path in configs:
+        load_train_config(path)
