@@ -1,5 +1,7 @@
 """Plain, slow re-statements of what the library does, for tests to hold it against."""
 
+from fractions import Fraction
+
 import numpy as np
 from sklearn.tree import DecisionTreeClassifier
 
@@ -12,7 +14,7 @@ def stump_score(values_B, labels_B):
     goes_left_B = stump.apply(values_B[:, None]) == 1
     sides = (np.flatnonzero(goes_left_B), np.flatnonzero(~goes_left_B))
     counts = [(labels_B[side].sum(), len(side)) for side in sides]
-    return sum((p**2 + (n - p) ** 2) / n for p, n in counts), sides
+    return sum(Fraction(int(p**2 + (n - p) ** 2), int(n)) for p, n in counts), sides
 
 
 def plain_correct_by_depth(values_BN, labels_B):
@@ -32,7 +34,7 @@ def plain_correct_by_depth(values_BN, labels_B):
                 continue
             found = [stump_score(values_BN[samples, n], labels_B[samples]) for n in range(values_BN.shape[1])]
             best, sides = max(found, key=lambda score_and_sides: score_and_sides[0])
-            if np.isneginf(best):
+            if best == -np.inf:
                 leaves.append(samples)
             else:
                 below += [samples[side] for side in sides]
@@ -46,7 +48,7 @@ def plain_fms(latents_BN, labels_B, p, mode="paper"):
     accs = []
     for _ in range(p + 1):
         scores = [stump_score(left_BN[:, n], labels_B)[0] for n in range(left_BN.shape[1])]
-        root = int(np.argmax(scores))
+        root = scores.index(max(scores))
         stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(left_BN[:, [root]], labels_B)
         accs.append((stump.predict(left_BN[:, [root]]) == labels_B).mean())
         left_BN[:, root] = 0

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
-from utils.trees import Booleans, Floats, best_stumps, grow_tree
+from utils.columns import Columns
+from utils.trees import Labels, Stumps, grow_tree
 
 MODES = ("paper", "released", "heldout")
 N_REMOVED = 9
@@ -78,11 +79,11 @@ def fms(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: int =
         raise UserError(f"latents {latents_BN.shape} and labels {labels_B.shape} do not fit: [B, N] and [B] are needed")
     if not np.isfinite(latents_BN).all():
         raise UserError("the latents hold NaN or inf")
-    labels_B = labels_B.astype(bool)
+    labels_B = labels_B.astype(bool).astype(np.int8)
     if labels_B.all() or not labels_B.any():
         raise UserError("all samples are of one class; both are needed")
-    values_NB = np.ascontiguousarray(latents_BN.T, dtype=np.float32)
-    return _heldout(values_NB, labels_B, seed) if mode == "heldout" else _same_samples(values_NB, labels_B, mode)
+    latents_BN = np.ascontiguousarray(latents_BN, dtype=np.float32)
+    return _heldout(latents_BN, labels_B, seed) if mode == "heldout" else _same_samples(latents_BN, labels_B, mode)
 
 
 def shuffled(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: int = 0) -> FMS:
@@ -90,59 +91,56 @@ def shuffled(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: 
     return fms(latents_BN, np.random.default_rng([seed, 1]).permutation(labels_B), mode, seed)
 
 
-def _same_samples(values_NB: Floats, labels_B: Booleans, mode: str) -> FMS:
-    n_samples, n_positives = len(labels_B), int(labels_B.sum())
-    stumps = best_stumps(values_NB, labels_B)
-    roots = stumps.ranking()[: N_REMOVED + 1].tolist()
-    accs = [stumps.correct(latent, n_samples, n_positives) / n_samples for latent in roots]
-    accs += [max(n_positives, n_samples - n_positives) / n_samples] * (N_REMOVED + 1 - len(roots))  # none is left
-    tree = grow_tree(values_NB, labels_B, stumps)
+def _same_samples(latents_BN: NDArray[np.float32], labels_B: Labels, mode: str) -> FMS:
+    columns = Columns.of(latents_BN)
+    stumps = Stumps.of(columns, labels_B)
+    roots = stumps.best(N_REMOVED + 1)
+    accs = [stumps.correct(latent) / stumps.n_samples for latent in roots]
+    accs += [stumps.majority / stumps.n_samples] * (N_REMOVED + 1 - len(roots))  # none is left
+    tree = grow_tree(columns, labels_B)
     correct = tree.correct_by_depth_released() if mode == "released" else tree.correct_by_depth()
-    accuracy = [count / n_samples for count in correct]
+    accuracy = [count / stumps.n_samples for count in correct]
     accs_cum = accuracy[2:]
     rows = [accuracy[0], *accs_cum] if mode == "released" else accs_cum
-    return FMS(mode, n_samples, n_positives, accs, accs_cum, _global(rows, accs[0]), roots)
+    return FMS(mode, stumps.n_samples, stumps.n_positives, accs, accs_cum, _global(rows, accs[0]), roots)
 
 
 def _global(rows: list[float], accs_0: float) -> float:
     return 1 - float(np.mean([row - accs_0 for row in rows])) if rows else 1.0
 
 
-def _heldout(values_NB: Floats, labels_B: Booleans, seed: int) -> FMS:
-    n_samples, n_positives = len(labels_B), int(labels_B.sum())
-    if min(n_positives, n_samples - n_positives) < 2:
+def _heldout(latents_BN: NDArray[np.float32], labels_B: Labels, seed: int) -> FMS:
+    if min(labels_B.sum(), (1 - labels_B).sum()) < 2:
         raise UserError("heldout needs at least two samples of each class")
     halves = []
     for repeat in range(HELDOUT_SEEDS):
         first_B = _half(labels_B, np.random.default_rng([seed, 2, repeat]))
-        halves += [_fit_and_score(values_NB, labels_B, fitted_B) for fitted_B in (first_B, ~first_B)]
+        halves += [_fit_and_score(latents_BN, labels_B, fitted_B) for fitted_B in (first_B, ~first_B)]
     accs = np.mean([half.accs for half in halves], axis=0).tolist()
     global_ = float(np.mean([half.global_ for half in halves]))
-    roots = best_stumps(values_NB, labels_B).ranking()[: N_REMOVED + 1].tolist()
-    return FMS("heldout", n_samples, n_positives, accs, [], global_, roots, tuple(halves))
+    stumps = Stumps.of(Columns.of(latents_BN), labels_B)
+    roots = stumps.best(N_REMOVED + 1)
+    return FMS("heldout", stumps.n_samples, stumps.n_positives, accs, [], global_, roots, tuple(halves))
 
 
-def _half(labels_B: Booleans, random: np.random.Generator) -> Booleans:
+def _half(labels_B: Labels, random: np.random.Generator) -> NDArray[np.bool_]:
     """Choose half of the samples of each class."""
     chosen_B = np.zeros(len(labels_B), bool)
-    for value in (False, True):
+    for value in (0, 1):
         members = random.permutation(np.flatnonzero(labels_B == value))
         chosen_B[members[: len(members) // 2]] = True
     return chosen_B
 
 
-def _fit_and_score(values_NB: Floats, labels_B: Booleans, fitted_B: Booleans) -> FMS:
-    values_fit, labels_fit = np.ascontiguousarray(values_NB[:, fitted_B]), labels_B[fitted_B]
-    values_score, labels_score = np.ascontiguousarray(values_NB[:, ~fitted_B]), labels_B[~fitted_B]
+def _fit_and_score(latents_BN: NDArray[np.float32], labels_B: Labels, fitted_B: NDArray[np.bool_]) -> FMS:
+    columns, labels_fit = Columns.of(latents_BN[fitted_B]), labels_B[fitted_B]
+    latents_score, labels_score = latents_BN[~fitted_B], labels_B[~fitted_B]
     n_score = len(labels_score)
-    stumps = best_stumps(values_fit, labels_fit)
-    roots = stumps.ranking()[: N_REMOVED + 1].tolist()
-    tree = grow_tree(values_fit, labels_fit, stumps)
-    accuracy = [count / n_score for count in tree.correct_on(values_score, labels_score)]
-    accs = []
-    for latent in roots:
-        predicted_B = stumps.predict(latent, values_score[latent], len(labels_fit), int(labels_fit.sum()))
-        accs.append(float((predicted_B == labels_score).mean()))
+    stumps = Stumps.of(columns, labels_fit)
+    roots = stumps.best(N_REMOVED + 1)
+    correct = grow_tree(columns, labels_fit).correct_on(latents_score, labels_score)
+    accuracy = [count / n_score for count in correct]
+    accs = [float((stumps.predict(n, latents_score[:, n]) == labels_score).mean()) for n in roots]
     accs += [accuracy[0]] * (N_REMOVED + 1 - len(roots))
     accs_cum = accuracy[2:]
     return FMS("heldout", n_score, int(labels_score.sum()), accs, accs_cum, _global(accs_cum, accs[0]), roots)

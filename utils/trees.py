@@ -1,93 +1,86 @@
 """Exact Gini decision trees over latents, as FMS needs them: every tie is decided, every accuracy is counted.
 
 The splits are those of scikit-learn's `DecisionTreeClassifier` (its impurity, its thresholds between values, its rule
-that values within 1e-7 are one), except that scikit-learn lets chance decide between latents that split equally well,
-while here the latent with the lowest index wins.
+that neighbouring values within 1e-7 are one), except that scikit-learn lets chance decide between latents that split
+equally well, while here the latent with the lowest index wins.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-SAME_VALUE = 1e-7
-_LATENTS_AT_ONCE = 256
+from utils.columns import Columns
+from utils.splits import CLOSE, sides_of_samples, splits_of_level, stumps
 
-Floats = NDArray[np.float32]
-Booleans = NDArray[np.bool_]
+Labels = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
 class Stumps:
-    """The best split of every latent on its own; N latents.
+    """The best split of every latent on its own.
 
     Attributes:
-        score_N: purity of the two sides, sum over sides of (negatives^2 + positives^2) / size; higher is better,
-            and -inf where a latent has but one value.
+        n_samples: samples they were fitted on, `n_positives` of them positive.
+        left_N: samples on the left side, 0 where a latent has but one value; `left_positives_N` positive ones.
         threshold_N: a sample goes left where its value is at most this.
-        left_N: number of samples on the left, and `left_positives_N` of the positive ones among them.
     """
 
-    score_N: NDArray[np.float64]
-    threshold_N: NDArray[np.float64]
+    n_samples: int
+    n_positives: int
     left_N: NDArray[np.int64]
     left_positives_N: NDArray[np.int64]
+    threshold_N: NDArray[np.float64]
 
-    def ranking(self) -> NDArray[np.int64]:
-        """Return the latents from best to worst, the lower index first among equals."""
-        return np.argsort(-self.score_N, kind="stable")
+    @classmethod
+    def of(cls, columns: Columns, labels_B: Labels) -> "Stumps":
+        """Find the best Gini split of each latent; labels are 0 or 1."""
+        sides_N2, threshold_N = stumps(columns.starts, columns.samples, columns.values, labels_B)
+        return cls(len(labels_B), int(labels_B.sum()), sides_N2[:, 0], sides_N2[:, 1], threshold_N)
 
-    def correct(self, latent: int, n_samples: int, n_positives: int) -> int:
-        """Return how many samples the split of one latent classifies correctly by the majority of each side."""
-        if np.isneginf(self.score_N[latent]):
-            return max(n_positives, n_samples - n_positives)
+    def best(self, n_latents: int) -> list[int]:
+        """Return the best latents in their order, the lower index first among equals; those that split nothing last."""
+        left, left_positives = self.left_N.astype(np.float64), self.left_positives_N.astype(np.float64)
+        right, right_positives = self.n_samples - left, self.n_positives - left_positives
+        with np.errstate(divide="ignore", invalid="ignore"):
+            impurity_N = left_positives * (left - left_positives) / left
+            impurity_N += right_positives * (right - right_positives) / right
+        impurity_N[self.left_N == 0] = np.inf
+        order = np.argsort(impurity_N, kind="stable")[: n_latents + 1]
+        # Latents as good as the last one wanted may have lower indices; whole numbers decide among the close ones.
+        limit = impurity_N[order[-1]]
+        close = np.flatnonzero(impurity_N <= limit * (1 + CLOSE)) if np.isfinite(limit) else np.arange(len(impurity_N))
+        return sorted(close.tolist(), key=self._exact_impurity)[:n_latents]
+
+    def _exact_impurity(self, latent: int) -> tuple[bool, Fraction]:
         left, left_positives = int(self.left_N[latent]), int(self.left_positives_N[latent])
-        right, right_positives = n_samples - left, n_positives - left_positives
+        if left == 0:
+            return True, Fraction(0)
+        right, right_positives = self.n_samples - left, self.n_positives - left_positives
+        parts = Fraction(left_positives * (left - left_positives), left)
+        return False, parts + Fraction(right_positives * (right - right_positives), right)
+
+    def correct(self, latent: int) -> int:
+        """Return how many of its samples the split of one latent classifies correctly by the majority of each side."""
+        left, left_positives = int(self.left_N[latent]), int(self.left_positives_N[latent])
+        right, right_positives = self.n_samples - left, self.n_positives - left_positives
         return max(left_positives, left - left_positives) + max(right_positives, right - right_positives)
 
-    def predict(self, latent: int, values_B: Floats, n_fitted: int, n_fitted_positives: int) -> Booleans:
-        """Classify other samples by the split of one latent, fitted on so many samples; the negative class in a tie."""
-        if np.isneginf(self.score_N[latent]):
-            return np.full(len(values_B), 2 * n_fitted_positives > n_fitted)
+    @property
+    def majority(self) -> int:
+        """The number of samples of the larger class."""
+        return max(self.n_positives, self.n_samples - self.n_positives)
+
+    def predict(self, latent: int, values_B: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Classify other samples by the split of one latent; the negative class in a tie."""
         left, left_positives = int(self.left_N[latent]), int(self.left_positives_N[latent])
+        if left == 0:
+            return np.full(len(values_B), 2 * self.n_positives > self.n_samples)
         left_class = 2 * left_positives > left
-        right_class = 2 * (n_fitted_positives - left_positives) > n_fitted - left
+        right_class = 2 * (self.n_positives - left_positives) > self.n_samples - left
         return np.where(values_B <= self.threshold_N[latent], left_class, right_class)
-
-
-def best_stumps(values_NB: Floats, labels_B: Booleans) -> Stumps:
-    """Find the best Gini split of each latent.
-
-    Args:
-        values_NB: latents by samples; finite.
-        labels_B: True for positive samples.
-    """
-    chunks = range(0, len(values_NB), _LATENTS_AT_ONCE)
-    parts = [_stumps_of_chunk(values_NB[start : start + _LATENTS_AT_ONCE], labels_B) for start in chunks]
-    return Stumps(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _stumps_of_chunk(values_NB: Floats, labels_B: Booleans) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    n_samples = values_NB.shape[1]
-    order_NB = np.argsort(values_NB, axis=1)
-    sorted_NB = np.take_along_axis(values_NB, order_NB, axis=1)
-    positives_NB = np.cumsum(labels_B[order_NB], axis=1, dtype=np.float64)
-    n_positives = positives_NB[0, -1]
-    left_positives_NS = positives_NB[:, :-1]  # S = B - 1 places to split
-    left_S = np.arange(1, n_samples, dtype=np.float64)
-    right_positives_NS = n_positives - left_positives_NS
-    right_S = n_samples - left_S
-    score_NS = (left_positives_NS**2 + (left_S - left_positives_NS) ** 2) / left_S
-    score_NS += (right_positives_NS**2 + (right_S - right_positives_NS) ** 2) / right_S
-    score_NS[sorted_NB[:, 1:] <= sorted_NB[:, :-1] + np.float32(SAME_VALUE)] = -np.inf
-    place_N = np.argmax(score_NS, axis=1)
-    latents = np.arange(len(values_NB))
-    below_N, above_N = (sorted_NB[latents, place].astype(np.float64) for place in (place_N, place_N + 1))
-    middle_N = below_N / 2 + above_N / 2
-    threshold_N = np.where(middle_N < above_N, middle_N, below_N)  # rounding must not move the split
-    left_positives_N = left_positives_NS[latents, place_N].astype(np.int64)
-    return score_NS[latents, place_N], threshold_N, place_N + 1, left_positives_N
 
 
 @dataclass
@@ -129,12 +122,6 @@ class Tree:
         """The number of splits on the longest path."""
         return max(node.depth for node in self.nodes)
 
-    def add(self, depth: int, labels_B: Booleans) -> Node:
-        """Append a node for samples with these labels."""
-        node = Node(depth, len(labels_B), int(labels_B.sum()))
-        self.nodes.append(node)
-        return node
-
     def correct_by_depth(self) -> list[int]:
         """Return the training samples classified correctly when the tree is cut to 0, 1, ... `depth` splits."""
         return self._count(lambda leaf: leaf.majority)
@@ -144,55 +131,56 @@ class Tree:
         return self._count(lambda leaf: leaf.n_samples)
 
     def _count(self, of_earlier_leaf: Callable[[Node], int]) -> list[int]:
-        counts = [0] * (self.depth + 1)
+        counts = np.zeros(self.depth + 1, np.int64)
         for node in self.nodes:
             counts[node.depth] += node.majority
             if node.latent is None:
-                for depth in range(node.depth + 1, len(counts)):
-                    counts[depth] += of_earlier_leaf(node)
-        return counts
+                counts[node.depth + 1 :] += of_earlier_leaf(node)
+        return counts.tolist()
 
-    def correct_on(self, values_NB: Floats, labels_B: Booleans) -> list[int]:
+    def correct_on(self, latents_BN: NDArray[np.float32], labels_B: Labels) -> list[int]:
         """Return how many of other samples the tree classifies correctly when cut to 0, 1, ... `depth` splits."""
         counts = []
         at_B = np.zeros(len(labels_B), np.int64)
-        columns = np.arange(len(labels_B))
+        rows = np.arange(len(labels_B))
         predicts = np.array([node.predicts_positive for node in self.nodes])
         latent = np.array([-1 if node.latent is None else node.latent for node in self.nodes])
         threshold = np.array([node.threshold for node in self.nodes])
         left, right = (np.array([getattr(node, side) for node in self.nodes]) for side in ("left", "right"))
         for _ in range(self.depth + 1):
             counts.append(int((predicts[at_B] == labels_B).sum()))
-            goes_left_B = values_NB[latent[at_B], columns] <= threshold[at_B]
+            goes_left_B = latents_BN[rows, latent[at_B]] <= threshold[at_B]
             at_B = np.where(latent[at_B] < 0, at_B, np.where(goes_left_B, left[at_B], right[at_B]))
         return counts
 
 
-def grow_tree(values_NB: Floats, labels_B: Booleans, root: Stumps | None = None) -> Tree:
-    """Grow the full tree.
-
-    Args:
-        values_NB: latents by samples; finite.
-        labels_B: True for positive samples.
-        root: the stumps over all samples, where they are known already.
-    """
-    tree = Tree()
-    stumps = root if root is not None else best_stumps(values_NB, labels_B)
-    # A stack, not recursion: a chain of splits may be as long as there are samples.
-    latents = np.arange(len(values_NB))
-    waiting = [(tree.add(0, labels_B), values_NB, labels_B, latents, stumps)]
-    while waiting:
-        node, values_NB, labels_B, latents_N, stumps = waiting.pop()
-        best = int(np.argmax(stumps.score_N))
-        if node.is_pure or np.isneginf(stumps.score_N[best]):
-            continue
-        node.latent, node.threshold = int(latents_N[best]), float(stumps.threshold_N[best])
-        goes_left_B = values_NB[best] <= node.threshold
-        varies_N = ~np.isneginf(stumps.score_N)  # the others are constant below this node, too
-        for goes_B, side in ((goes_left_B, "left"), (~goes_left_B, "right")):
-            setattr(node, side, len(tree.nodes))
-            child = tree.add(node.depth + 1, labels_B[goes_B])
-            if not child.is_pure:
-                values, labels = values_NB[np.ix_(varies_N, goes_B)], labels_B[goes_B]
-                waiting.append((child, values, labels, latents_N[varies_N], best_stumps(values, labels)))
+def grow_tree(columns: Columns, labels_B: Labels) -> Tree:
+    """Grow the full tree, level by level; labels are 0 or 1."""
+    tree = Tree([Node(0, len(labels_B), int(labels_B.sum()))])
+    node_of_B = np.zeros(len(labels_B), np.int64)  # counted within the level; -1: done with
+    level = [] if tree.nodes[0].is_pure else [0]
+    arrays = (columns.starts, columns.samples, columns.values)
+    while level:
+        nodes = [tree.nodes[number] for number in level]
+        node_n = np.array([node.n_samples for node in nodes])
+        node_positives = np.array([node.n_positives for node in nodes])
+        chosen, thresholds = splits_of_level(*arrays, labels_B, node_of_B, node_n, node_positives)
+        goes_left_B = sides_of_samples(*arrays, node_of_B, chosen, thresholds)
+        inside_B = node_of_B >= 0
+        child_of_B = np.where(inside_B, 2 * node_of_B + ~goes_left_B, 0)
+        n_child = np.bincount(child_of_B[inside_B], minlength=2 * len(nodes))
+        positives_child = np.bincount(child_of_B[inside_B], labels_B[inside_B], 2 * len(nodes)).astype(np.int64)
+        place = np.full(2 * len(nodes), -1)  # of each child on the next level
+        level = []
+        for parent, node in enumerate(nodes):
+            if chosen[parent] < 0:
+                continue
+            node.latent, node.threshold = int(chosen[parent]), float(thresholds[parent])
+            node.left, node.right = len(tree.nodes), len(tree.nodes) + 1
+            for child in (2 * parent, 2 * parent + 1):
+                tree.nodes.append(Node(node.depth + 1, int(n_child[child]), int(positives_child[child])))
+                if not tree.nodes[-1].is_pure:
+                    place[child] = len(level)
+                    level.append(len(tree.nodes) - 1)
+        node_of_B = np.where(inside_B, place[child_of_B], -1)
     return tree
