@@ -14,24 +14,27 @@ PIP_INDEX = $(shell echo "$$PIP_INDEX_URL" | grep . || $(PYTHON) -m pip config g
 install: .venv/.installed
 
 $(POETRY):
+	@$(PYTHON) -c "import sys; sys.exit((3, 11) > sys.version_info[:2] and 'Python 3.11 or later is needed: make PYTHON=...')"
 	$(PYTHON) -m venv .poetry
 	.poetry/bin/python -m pip install --quiet "poetry>=2.1,<3" poetry-plugin-pypi-mirror
 
 # Remade only when the lock or the project file has changed.
 .venv/.installed: poetry.lock pyproject.toml | $(POETRY)
-	POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction
+	env -u VIRTUAL_ENV -u CONDA_PREFIX -u CONDA_DEFAULT_ENV \
+		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction
 	touch $@
 
 demo: install
 	.venv/bin/python eval/demo.py
 
 test: install
-	.venv/bin/python -m pytest -n auto
+	.venv/bin/python -m pytest -n auto --dist loadgroup
 
 test-slow: install
 	.venv/bin/python -m pytest -m slow
 
 lint: install
+	$(POETRY) check --lock
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy

@@ -8,14 +8,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from create_data import act_dataset
 from eval import FMS_PII, FMS_RTP_SP
 from train import train_SAE
 from utils.activation_cache import ActivationCache
 from utils.cli import Parser, positive_int, run
-from utils.fms_report import summary
+from utils.fms_tables import markdown
 from utils.train_config import load_train_config
 
 ROOT = Path(__file__).parents[1]
@@ -44,25 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             out = f"ckpt/seed{seed}"
             train_SAE.main([str(config), "--cond-loss-scaling", scaling, "--seed", str(seed), "--out", out])
             saes += ["--sae", f"{out}/{config.stem}_s{scaling}"]
-    table = pd.DataFrame()
     for mode in ("paper", "released", "heldout"):
         if args.dataset == "SP":
             table = FMS_RTP_SP.main(["SP", *saes, "--mode", mode])
         else:
             table = FMS_PII.main(["--dataset", args.dataset, *saes, "--mode", mode])
-        print(f"\n{_markdown(table, mode)}\n")
+        print(f"\n{markdown(table, f'{args.dataset}, {mode} mode')}\n")
     manifest = ActivationCache(load_train_config(config).ds_path).manifest
     n_tokens = {split: entry["tokens"] for split, entry in manifest["splits"].items()}
     print(f"{args.seeds} seeds; tokens {n_tokens}; {time.perf_counter() - start:.0f} s")
-
-
-def _markdown(table: pd.DataFrame, mode: str) -> str:
-    rows = summary(table)
-    names = {name: "guided" if name.endswith("_s1") else "vanilla" for name in rows.index}
-    columns = ["fms@1", "fms@5", "accs_0", "local@1", "global", "shuffled_fms@1"]
-    lines = [f"| SAE ({mode} mode) | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    lines += [f"| {names[name]} | {' | '.join(rows.loc[name, columns])} |" for name in rows.index]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from create_data.create_dataset import DATASETS, ensure_text
+from create_data.create_dataset import DATASETS, check_name, ensure_text
 from utils.activation_cache import ActivationCache
 from utils.activation_store import DTYPES
 from utils.caching import cache_activations
-from utils.cli import Parser, positive_int, run
-from utils.hooks import SITES, check_site
-from utils.models import MODELS, find_model
+from utils.cli import Parser, positive_int, run, seed
+from utils.hooks import SITES, check_block, check_site
+from utils.models import MODELS, find_model, load_config
 
 EXAMPLES = """\
 examples:
@@ -39,12 +39,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 32,768 on GPU)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="for generated texts, splits and the choice of --max-texts")
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="for generated texts, splits and the choice of --max-texts"
+    )
     args = parser.parse_args(argv)
 
     start = time.perf_counter()
     check_site(args.site)
+    check_name(args.dataset, args.out / "text")
     source = find_model(args.model, args.model_path)
+    check_block(args.block, load_config(source).num_hidden_layers)
     data = ensure_text(args.dataset, args.out / "text", args.source, args.seed)
     folder = cache_activations(
         data,

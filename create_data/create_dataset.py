@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from create_data import pii_synth, rtp, sp
-from utils.cli import Parser, run
+from utils.cli import Parser, run, seed
 from utils.errors import UserError
 from utils.labelled_text import LabelledText, load_labelled_text
 
@@ -32,6 +32,14 @@ def _without_source(name: str, source: Path | None, data: LabelledText) -> Label
     return data
 
 
+def check_name(name: str, folder: Path) -> None:
+    """Raise UserError for a data set that can neither be built nor lies in `folder` already."""
+    if name not in DATASETS and not (folder / name).is_dir():
+        raise UserError(
+            f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}, or store your own in {folder}"
+        )
+
+
 def ensure_text(name: str, folder: Path, source: Path | None, seed: int) -> LabelledText:
     """Return the data set in `folder / name`, building it first where it is missing.
 
@@ -48,12 +56,11 @@ def ensure_text(name: str, folder: Path, source: Path | None, seed: int) -> Labe
                 f"{target} was made with --seed {data.settings['seed']}, not {seed}; remove it or change --seed"
             )
         return data
-    if name not in DATASETS:
-        raise UserError(
-            f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}, or store your own in {target}"
-        )
+    check_name(name, folder)
     if source is not None and not source.exists():
         raise UserError(f"--source {source}: no such file or folder")
+    if name not in DATASETS:
+        raise UserError(f"--source: {name} is your own data set in {folder} and takes none")
     data = DATASETS[name](source, seed)
     data.save(target)
     return data
@@ -67,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--source", type=Path, help="local file or folder in the original schema, instead of a download"
     )
     parser.add_argument("--out", type=Path, default=Path("datasets_v2/text"), help="folder for the data sets")
-    parser.add_argument("--seed", type=int, default=0, help="for generated values and train/test splits")
+    parser.add_argument("--seed", type=seed, default=0, help="for generated values and train/test splits")
     args = parser.parse_args(argv)
 
     start = time.perf_counter()

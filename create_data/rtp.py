@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.atomic import sha256_file
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.labelled_text import LabelledText, split_by_text, whole
 
 CONCEPT = "toxicity"
@@ -68,7 +68,7 @@ def _read_lines(files: list[Path]) -> Iterator[tuple[str, Any]]:
                     continue
                 try:
                     yield f"{file}, line {number}", json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError):
+                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
                     raise UserError(f"{file}, line {number}: not valid JSON") from None
 
 
@@ -78,7 +78,6 @@ def _from_hub() -> Iterator[tuple[str, Any]]:
     try:
         rows = load_dataset(_HUB_ID, split="train")
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"RTP: {_HUB_ID} cannot be fetched ({reason}); give --source FILE.jsonl") from None
+        raise UserError(f"RTP: {_HUB_ID} cannot be fetched ({first_line(error)}); give --source FILE.jsonl") from None
     for number, record in enumerate(rows):
         yield f"{_HUB_ID}, record {number}", record

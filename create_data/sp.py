@@ -1,7 +1,7 @@
 """SP: Shakespeare's sentences and their modern versions, aligned line by line."""
 
+import http.client
 import tempfile
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _download(folder: Path) -> None:
             try:
                 with urllib.request.urlopen(_URL + name, timeout=20) as response:  # noqa: S310 - a constant https address
                     (folder / name).write_bytes(response.read())
-            except (urllib.error.URLError, OSError) as error:
+            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
                 reason = getattr(error, "reason", error)
                 raise UserError(
                     f"SP: {_URL}{name} cannot be downloaded ({reason}); give --source FOLDER with its files"

@@ -95,7 +95,8 @@ def test_a_value_beyond_float16_stops_the_run(tiny_llama, tmp_path, monkeypatch)
     data = LabelledText("large", [], {"train": [Text("Why")]})
     with pytest.raises(UserError, match="float16; use --dtype float32"):
         cache_activations(data, tiny_llama, 0, "block", tmp_path)
-    cache_activations(data, tiny_llama, 0, "block", tmp_path / "other", dtype="float32")
+    assert not list(tmp_path.iterdir())
+    cache_activations(data, tiny_llama, 0, "block", tmp_path, dtype="float32")
 
 
 def test_long_texts_are_cut_and_texts_without_tokens_counted(tiny_llama, tmp_path):

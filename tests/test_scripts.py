@@ -1,12 +1,14 @@
 """The command lines: the whole path on a tiny model, and one line and exit code 2 for every bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from create_data import act_dataset, create_dataset
 from eval import FMS_PII, FMS_RTP_SP
@@ -66,15 +68,21 @@ def test_whole_path_for_sentences(cached, capsys):
     wanted = {"accs_0", "global", "fms@1", "fms@5", "root_0", "shuffled_fms@1", *(f"local@{p}" for p in range(1, 10))}
     assert wanted <= set(table["measure"])
     assert (folder / "fms.png").stat().st_size > 1000
-    settings = json.loads((folder / "fms.json").read_text())
-    assert [entry["mode"] for entry in settings["saes"]] == ["paper", "paper"]
-    # Again, and a third SAE beside: what was measured is read back.
-    before = (folder / "pieces/ckpt__tiny_s0.json").stat().st_mtime_ns
-    assert outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s0")[0] == 0
-    assert (folder / "pieces/ckpt__tiny_s0.json").stat().st_mtime_ns == before
+    assert json.loads((folder / "fms.json").read_text())["settings"]["mode"] == "paper"
+    # Again with one of them: it is read back, and the other stays in the table.
+    pieces = {path: path.stat().st_mtime_ns for path in (folder / "pieces").iterdir()}
+    assert len(pieces) == 2
+    assert outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s0/")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "pieces").iterdir()} == pieces
+    assert set(pd.read_csv(folder / "fms.csv")["name"]) == {"tiny_s0", "tiny_s1"}
+    # Another seed of the scoring is another experiment.
     code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s0", "--seed", 1)
     assert code == 2
     assert "seed: 0 -> 1" in printed.err
+    # An SAE that was trained further is scored anew; what was measured before is kept.
+    assert outcome(capsys, train_SAE.main, config, "--max-epochs", 3)[0] == 0
+    assert outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1")[0] == 0
+    assert len(list((folder / "pieces").iterdir())) == 3
 
 
 def test_whole_path_for_tokens_names_what_it_leaves_out(work, tiny_llama, two_concepts, capsys):
@@ -89,10 +97,21 @@ def test_whole_path_for_tokens_names_what_it_leaves_out(work, tiny_llama, two_co
         argv = ["--dataset", "toy", "--sae", "ckpt/tiny_s1", "--mode", mode]
         code, printed = outcome(capsys, FMS_PII.main, *argv)
         assert code == 0, printed.err
-        assert "left out, no positive token in this split: NUMBER" in printed.out
+        assert "left out: NUMBER (no positive sample)" in printed.out
         assert f"mode {mode}" in printed.out
         table = pd.read_csv(work / f"results/FMS_toy-test-{mode}/fms.csv")
         assert set(table[table["measure"] == "fms@1"]["concept"]) == {"WHO"}
+
+
+def test_no_concept_to_score_is_one_line(work, tiny_llama, two_concepts, capsys):
+    texts = two_concepts.splits["test"]
+    texts[:] = [type(text)(text.text) for text in texts]
+    two_concepts.save(work / "datasets_v2/text/toy")
+    assert outcome(capsys, act_dataset.main, "toy", "1", "tiny", "block", "--model-path", tiny_llama.folder)[0] == 0
+    assert outcome(capsys, train_SAE.main, write_config(work, ds_path="datasets_v2/tiny-toy-B01-block"))[0] == 0
+    code, printed = outcome(capsys, FMS_PII.main, "--dataset", "toy", "--sae", "ckpt/tiny_s1")
+    assert_one_line(code, printed, "no concept can be scored (WHO: no positive sample, NUMBER: no positive sample)")
+    assert not (work / "results").exists()
 
 
 def test_seeds_are_averaged(cached, capsys):
@@ -122,15 +141,15 @@ def test_shorthand_name_of_a_config_is_held_against_its_contents(cached, capsys)
         (["SP", "1", "tiny", "head"], "unknown site 'head': choose one of block, mlp, attention"),
         (["SP", "1", "ti/ny", "block"], "MODEL 'ti/ny'"),
         (["SP", "one", "tiny", "block"], "invalid int value: 'one'"),
-        (["SP", "1", "tiny", "block", "--max-texts", "0"], "must be at least 1"),
+        (["SP", "1", "tiny", "block", "--max-texts", "0"], "must be a whole number of at least 1, not 0"),
+        (["SP", "1", "tiny", "block", "--seed", "-1"], "must be a whole number from 0"),
     ],
 )
 def test_act_dataset_bad_input(work, sp_folder, tiny_llama, capsys, argv, message):
     source = ["--source", sp_folder] if argv[0] == "SP" else []
     code, printed = outcome(capsys, act_dataset.main, *argv, *source, "--model-path", tiny_llama.folder)
     assert_one_line(code, printed, message)
-    assert not list(work.glob("datasets_v2/*-B*"))
-    assert not list(work.glob("datasets_v2/.building*"))
+    assert not list(work.iterdir())
 
 
 def test_unknown_model_and_missing_folder(work, capsys):
@@ -139,6 +158,42 @@ def test_unknown_model_and_missing_folder(work, capsys):
     code, printed = outcome(capsys, act_dataset.main, "PII_synth", 1, "m", "block", "--model-path", "nowhere")
     assert_one_line(code, printed, "--model-path nowhere: not a model folder")
     assert not list(work.iterdir())
+
+
+def test_a_model_without_some_weights_is_refused(work, tiny_llama, sp_folder, capsys):
+    folder = work.parent / "lacking"
+    shutil.copytree(tiny_llama.folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: w for name, w in weights.items() if "layers.0.mlp" not in name}, folder / "model.safetensors")
+    argv = ["SP", 1, "tiny", "block", "--source", sp_folder, "--model-path", folder]
+    code, printed = outcome(capsys, act_dataset.main, *argv)
+    assert_one_line(code, printed, "3 weight(s) missing or of a wrong shape, such as layers.0.mlp")
+    (folder / "model.safetensors").write_bytes(b"cut")
+    code, printed = outcome(capsys, act_dataset.main, *argv)
+    assert_one_line(code, printed, "the model cannot be loaded")
+    (folder / "tokenizer.json").write_text("{}")
+    code, printed = outcome(capsys, act_dataset.main, *argv)
+    assert_one_line(code, printed, "no usable tokenizer")
+    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    code, printed = outcome(capsys, act_dataset.main, *argv)
+    assert_one_line(code, printed, "config.json")
+    assert not list(work.glob("datasets_v2/*tiny*"))
+
+
+def test_an_output_that_cannot_be_written_is_one_line(work, sp_folder, capsys):
+    (work / "file").write_text("")
+    code, printed = outcome(capsys, create_dataset.main, "SP", "--source", sp_folder, "--out", "file")
+    assert_one_line(code, printed, "file")
+
+
+def test_damaged_json_is_one_line(cached, capsys):
+    outcome(capsys, train_SAE.main, write_config(cached))
+    (cached / "ckpt/tiny_s1/config.json").write_text('{"format": 1}')
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1")
+    assert_one_line(code, printed, "ckpt/tiny_s1/config.json: missing key(s) block")
+    (cached / "datasets_v2/tiny-SP-B01-block/manifest.json").write_text('{"format": 99}')
+    code, printed = outcome(capsys, train_SAE.main, cached / "tiny.json")
+    assert_one_line(code, printed, "manifest.json: missing key(s)")
 
 
 def test_a_gated_model_says_what_to_do(work, capsys, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.activation_cache import ActivationCache
-from utils.cli import Parser, non_negative_float, positive_int, run
+from utils.cli import Parser, non_negative_float, positive_int, run, seed
 from utils.train_config import check_against_cache, load_train_config
 from utils.training import train
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("ckpt"), help="folder for checkpoints, unless the config names one"
     )
     parser.add_argument("--max-epochs", type=positive_int, help="instead of the config's number")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the data")
+    parser.add_argument("--seed", type=seed, default=0, help="of the weights and the order of the data")
     args = parser.parse_args(argv)
 
     start = time.perf_counter()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.activation_store import FORMAT, read_shard, row_features
-from utils.atomic import read_json, sha256_file
+from utils.atomic import read_json_object, sha256_file
 from utils.errors import UserError
 
 EVALUATION_SPLITS = ("test", "valid", "validation")
@@ -31,11 +31,8 @@ class ActivationCache:
             if self.folder.with_name(f".building-{self.folder.name}").is_dir():
                 raise UserError(f"{folder}: this cache is still being written; let act_dataset.py finish it first")
             raise UserError(f"{folder}: no cached activations there; make them with create_data/act_dataset.py")
-        self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
-        if self.manifest.get("format", 0) > FORMAT:
-            raise UserError(
-                f"{folder}: its format {self.manifest['format']} is newer than this program knows ({FORMAT})"
-            )
+        needed = ("dataset", "concepts", "model", "revision", "block", "site", "dtype", "d_model", "splits")
+        self.manifest: dict[str, Any] = read_json_object(self.folder / "manifest.json", needed, FORMAT)
         self._splits: dict[str, ActivationSplit] = {}
 
     @property

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,33 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON (nested too deeply)") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON, line {error.lineno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def read_json_object(path: Path, required: Iterable[str] = (), newest_format: int | None = None) -> dict[str, Any]:
+    """Read a JSON file that must hold an object with certain keys.
+
+    Args:
+        path: the file.
+        required: keys that must be there.
+        newest_format: the largest value of its key `format` that this program knows.
+
+    Raises:
+        UserError: as `read_json`; no object; a missing key; a newer format.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(value).__name__}")
+    if missing := sorted(set(required) - value.keys()):
+        raise UserError(f"{path}: missing key(s) {', '.join(missing)}")
+    if newest_format is not None and not (isinstance(value.get("format"), int) and value["format"] <= newest_format):
+        raise UserError(f"{path}: format {value.get('format')!r} is not one this program knows (up to {newest_format})")
+    return value
 
 
 def sha256_file(path: Path) -> str:
@@ -89,7 +112,10 @@ def sha256_json(value: Any) -> str:
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Name the keys whose values differ, as `key: found -> wanted`, comma-separated; empty where none does."""
-    keys = sorted(found.keys() | wanted.keys())
-    return ", ".join(
-        f"{key}: {found.get(key)!r} -> {wanted.get(key)!r}" for key in keys if found.get(key) != wanted.get(key)
-    )
+    keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
+    return ", ".join(f"{key}: {_short(found.get(key))} -> {_short(wanted.get(key))}" for key in keys)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

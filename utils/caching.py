@@ -6,6 +6,9 @@ into batches of a token budget, and written whole; so an interrupted run continu
 
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,16 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Features
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.activation_store import FORMAT, TokenRows, cache_name, row_features, write_shard, write_split_metadata
-from utils.atomic import differences, fsync_path, read_json, sha256_file, sha256_json, write_json
+from utils.atomic import differences, fsync_path, read_json_object, sha256_file, sha256_json, write_json
 from utils.cache_plan import Shard, length_sorted_batches, plan_shards
 from utils.errors import UserError
 from utils.hooks import activations_at, check_block, check_site, site_module
 from utils.labelled_text import LabelledText
-from utils.models import ModelSource, default_device, load_config, load_model, load_tokenizer
+from utils.models import ModelSource, compute_dtype, default_device, load_config, load_model, load_tokenizer
 from utils.tokens import TokenisedText, special_token_ids
 
 logger = logging.getLogger(__name__)
@@ -88,10 +92,11 @@ def cache_activations(
         "max_length": min(MAX_LENGTH, config.max_position_embeddings),
         "shard_bytes": shard_bytes,
         "special_token_ids": special_token_ids(tokenizer),
+        "compute_dtype": str(compute_dtype(config, default_device())).removeprefix("torch."),
     }
     folder = out / cache_name(source.name, data.name, block, site)
     if folder.exists():
-        found = read_json(folder / "manifest.json")
+        found = read_json_object(folder / "manifest.json")
         _check_same(folder, {key: value for key, value in found.items() if key not in _NOT_SETTINGS}, settings)
         logger.info("%s is there already", folder)
         return folder
@@ -104,15 +109,19 @@ def cache_activations(
         rows_per_shard=max(1, shard_bytes // (config.hidden_size * np.dtype(dtype).itemsize)),
     )
     building = _Building(out / f".building-{folder.name}", row_features(config.hidden_size, len(data.concepts), dtype))
-    building.open(settings)
-    missing = [shard for shard in shards if not building.holds(shard)]
-    if missing:
-        building.check_disk(missing)
-        extractor = Extractor.load(source, block, site, batch_tokens)
+    extractor = Extractor.load(source, block, site, batch_tokens)
+    with building.locked():
+        building.open(settings, shards)
+        missing = [shard for shard in shards if not building.holds(shard)]
         with tqdm(total=sum(shard.n_rows for shard in missing), unit="tok", unit_scale=True, desc="activations") as bar:
             for shard in missing:
-                building.add(shard, extractor.rows(shard.texts, dtype, bar))
-    building.finish(shards, settings, folder)
+                try:
+                    rows = extractor.rows(shard.texts, dtype, bar)
+                except UserError:  # a value that does not fit: these settings can never be finished
+                    shutil.rmtree(building.folder)
+                    raise
+                building.add(shard, rows)
+        building.finish(shards, settings, folder)
     return folder
 
 
@@ -186,13 +195,27 @@ class _Building:
     folder: Path
     features: Features
 
-    def open(self, settings: dict[str, Any]) -> None:
-        """Start the folder, or go on with one of the same settings."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out; the lock lies in the system's temporary folder and falls with the process."""
+        name = sha256_json(str(self.folder.resolve()))[:16]
+        lock = FileLock(Path(tempfile.gettempdir()) / f"guided-monosemanticity-{name}.lock", timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout:
+            raise UserError(f"{self.folder}: another process is writing this cache; wait for it to end") from None
+
+    def open(self, settings: dict[str, Any], shards: list[Shard]) -> None:
+        """Start the folder, if the disk can hold it, or go on with one of the same settings."""
         path = self.folder / "settings.json"
         if path.exists():
-            _check_same(self.folder, read_json(path), settings)
+            _check_same(self.folder, read_json_object(path), settings)
             logger.info("going on with the unfinished %s", self.folder)
-        else:
+            for leftover in self.folder.rglob(".tmp-*"):  # of a killed process
+                leftover.unlink()
+        self._check_disk([shard for shard in shards if not self.holds(shard)])
+        if not path.exists():
             write_json(path, settings)
 
     def _path(self, shard: Shard) -> Path:
@@ -204,14 +227,15 @@ class _Building:
     def holds(self, shard: Shard) -> bool:
         """Tell whether a shard is there, whole."""
         seal, path = self._seal(shard), self._path(shard)
-        return seal.exists() and path.exists() and sha256_file(path) == read_json(seal)["sha256"]
+        return seal.exists() and path.exists() and sha256_file(path) == read_json_object(seal, ("sha256",))["sha256"]
 
-    def check_disk(self, missing: list[Shard]) -> None:
+    def _check_disk(self, missing: list[Shard]) -> None:
         """Say how much will be written; refuse where it does not fit."""
         acts, label = self.features["acts"], self.features["label"]
         row_bytes = acts.length * np.dtype(acts.feature.dtype).itemsize + label.length + 3 * 4
         n_rows = sum(shard.n_rows for shard in missing)
-        needed, free = n_rows * row_bytes, shutil.disk_usage(self.folder).free
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        needed, free = n_rows * row_bytes, shutil.disk_usage(self.folder.parent).free
         logger.info("%s tokens, %.2f GB on disk (%.1f GB free)", f"{n_rows:,}", needed / 1e9, free / 1e9)
         if needed * 1.01 > free:
             lacking = (needed * 1.01 - free) / 1e9
@@ -229,7 +253,7 @@ class _Building:
         splits: dict[str, Any] = {}
         for split in dict.fromkeys(shard.split for shard in shards):
             own = [shard for shard in shards if shard.split == split]
-            sealed = [{"file": shard.file} | read_json(self._seal(shard)) for shard in own]
+            sealed = [{"file": shard.file} | read_json_object(self._seal(shard)) for shard in own]
             splits[split] = _counts(own, settings["concepts"]) | {"shards": sealed}
             names = [shard.file for shard in own]
             write_split_metadata(self.folder / split, self.features, names, sha256_json(splits[split]))

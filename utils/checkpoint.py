@@ -10,12 +10,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.atomic import atomic_file, read_json, write_json
+from utils.atomic import atomic_file, read_json_object, write_json
 from utils.errors import UserError
 from utils.sae import SAE, SAEConfig
 
 FORMAT = 1
 _WEIGHTS, _CONFIG, _RESUME = "sae.safetensors", "config.json", "resume.safetensors"
+_CONFIG_KEYS = (
+    "sae",
+    "training",
+    "model",
+    "revision",
+    "block",
+    "site",
+    "concepts",
+    "seed",
+    "epochs_trained",
+    "metrics",
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,7 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
             else ("no checkpoint there; train one with train/train_SAE.py")
         )
         raise UserError(f"{folder}: {state}")
-    config: dict[str, Any] = read_json(folder / _CONFIG)
-    if config.get("format", 0) > FORMAT:
-        raise UserError(f"{folder}/{_CONFIG}: format {config['format']} is newer than this program knows ({FORMAT})")
-    return config
+    return read_json_object(folder / _CONFIG, _CONFIG_KEYS, FORMAT)
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import datasets
+import huggingface_hub.utils
 
 from utils.errors import UserError
 
@@ -36,27 +37,36 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1, for `type=` of an argument."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    return int(_number(text, int, 1, float("inf"), "a whole number of at least 1"))
+
+
+def seed(text: str) -> int:
+    """Parse a seed, a whole number from 0 to 2^32 - 1, for `type=` of an argument."""
+    return int(_number(text, int, 0, 2**32 - 1, "a whole number from 0 to 4294967295"))
 
 
 def non_negative_float(text: str) -> float:
     """Parse a finite number of at least 0, for `type=` of an argument."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text}")
+    return _number(text, float, 0, sys.float_info.max, "a number of at least 0")
+
+
+def _number(text: str, kind: Callable[[str], float], low: float, high: float, wanted: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text}")
     return value
 
 
 def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a script's `main` and exit: 0 on success, 2 with one line on bad input, 130 when interrupted."""
     # Before the first use of the libraries: their progress bars would tear ours, their notices hide our one line.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("utils").setLevel(logging.INFO)
     try:
@@ -67,6 +77,9 @@ def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | No
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a full disk, a file where a folder should be, no permission
+        print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
         sys.exit(130)

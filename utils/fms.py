@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import UserError
 from utils.columns import Columns
+from utils.errors import UserError
 from utils.trees import Labels, Stumps, grow_tree
 
 MODES = ("paper", "released", "heldout")
@@ -80,10 +80,21 @@ def fms(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: int =
     if not np.isfinite(latents_BN).all():
         raise UserError("the latents hold NaN or inf")
     labels_B = labels_B.astype(bool).astype(np.int8)
-    if labels_B.all() or not labels_B.any():
-        raise UserError("all samples are of one class; both are needed")
+    if reason := why_not(labels_B, mode):
+        raise UserError(reason)
     latents_BN = np.ascontiguousarray(latents_BN, dtype=np.float32)
     return _heldout(latents_BN, labels_B, seed) if mode == "heldout" else _same_samples(latents_BN, labels_B, mode)
+
+
+def why_not(labels_B: NDArray, mode: str) -> str | None:
+    """Return why samples with these labels cannot be scored in a mode; None where they can."""
+    n_positives = int(np.count_nonzero(labels_B))
+    n_negatives = len(labels_B) - n_positives
+    if min(n_positives, n_negatives) == 0:
+        return "no positive sample" if n_positives == 0 else "no negative sample"
+    if mode == "heldout" and min(n_positives, n_negatives) < 2:
+        return "heldout needs two samples of each class"
+    return None
 
 
 def shuffled(latents_BN: NDArray, labels_B: NDArray, mode: str = "paper", seed: int = 0) -> FMS:
@@ -110,8 +121,6 @@ def _global(rows: list[float], accs_0: float) -> float:
 
 
 def _heldout(latents_BN: NDArray[np.float32], labels_B: Labels, seed: int) -> FMS:
-    if min(labels_B.sum(), (1 - labels_B).sum()) < 2:
-        raise UserError("heldout needs at least two samples of each class")
     halves = []
     for repeat in range(HELDOUT_SEEDS):
         first_B = _half(labels_B, np.random.default_rng([seed, 2, repeat]))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
 
-from utils.atomic import atomic_folder, differences, read_json, write_json
+from utils.atomic import atomic_folder, differences, read_json_object, write_json
 from utils.errors import UserError
 
 FORMAT = 1
@@ -79,6 +79,10 @@ class LabelledText:
             if not texts:
                 raise UserError(f"{self.name}: split {split!r} is empty; check --source")
             for number, text in enumerate(texts):
+                if any("\ud800" <= character <= "\udfff" for character in text.text):
+                    raise UserError(
+                        f"{self.name}: split {split!r}, text {number}: not valid Unicode (a lone surrogate)"
+                    )
                 for span in text.spans:
                     where = f"{self.name}: split {split!r}, text {number}: span {span.start}..{span.end}"
                     if not 0 <= span.start < span.end <= len(text.text):
@@ -118,7 +122,7 @@ class LabelledText:
         self.check()
         manifest = self.manifest()
         if folder.exists():
-            found = read_json(folder / "manifest.json")
+            found = read_json_object(folder / "manifest.json")
             if differs := differences(found, manifest):
                 raise UserError(
                     f"{folder} holds a data set of other settings ({differs}); remove it or choose another --out"
@@ -137,11 +141,8 @@ def load_labelled_text(folder: Path) -> LabelledText:
     Raises:
         UserError: no such data set, a newer format, or contents that fail `LabelledText.check`.
     """
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("format", 0) > FORMAT:
-        raise UserError(
-            f"{folder}/manifest.json: format {manifest['format']} is newer than this program knows ({FORMAT})"
-        )
+    needed = ("dataset", "concepts", "settings", "counts", "fingerprint")
+    manifest = read_json_object(folder / "manifest.json", needed, FORMAT)
     splits = {}
     for split, rows in load_from_disk(folder).items():
         splits[split] = [

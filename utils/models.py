@@ -4,18 +4,30 @@
 """
 
 import hashlib
+import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
 
-from utils.errors import UserError
+from utils.atomic import read_json_object
+from utils.errors import UserError, first_line
 from utils.smollm2 import WHEEL_REVISION, converted_folder, fetch_and_convert, verify
+
+logger = logging.getLogger(__name__)
 
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
@@ -70,29 +82,36 @@ def find_model(name: str, model_path: str | None = None) -> ModelSource:
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or give --model-path DIR")
     spec = MODELS[name]
-    if name == "smollm2" and (folder := converted_folder()).is_dir():
-        verify(folder)
-        return ModelSource(name, folder, WHEEL_REVISION)
+    if name == "smollm2" and converted_folder().is_dir():
+        verify(converted_folder())
+        return ModelSource(name, converted_folder(), WHEEL_REVISION)
     try:
-        folder = Path(_snapshot(spec.hub_id))
+        folder = _local_snapshot(spec.hub_id) or Path(
+            snapshot_download(spec.hub_id, allow_patterns=_NEEDED_FILES, etag_timeout=5)
+        )
     except GatedRepoError:
         raise UserError(_how_to_get(name, "its licence is not accepted for this account")) from None
-    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        if name != "smollm2":
-            reason = (
-                "the hub cannot be reached" if isinstance(error, LocalEntryNotFoundError) else str(error).split("\n")[0]
-            )
-            raise UserError(_how_to_get(name, reason)) from None
-        return ModelSource(name, fetch_and_convert(), WHEEL_REVISION)
+    except (LocalEntryNotFoundError, httpx.HTTPError) as error:
+        if name == "smollm2":
+            logger.info("smollm2: the hub cannot be reached")
+            return ModelSource(name, fetch_and_convert(), WHEEL_REVISION)
+        raise UserError(_how_to_get(name, f"the hub cannot be reached ({type(error).__name__})")) from None
+    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise UserError(_how_to_get(name, first_line(error))) from None
     return ModelSource(name, folder, folder.name)  # the hub's cache names a snapshot's folder after its commit
 
 
-def _snapshot(hub_id: str) -> str:
-    """Return the folder of a hub model: what the local cache holds, or else a download."""
+def _local_snapshot(hub_id: str) -> Path | None:
+    """Return the folder of a model in the hub's local cache, if all its weights are there."""
     try:
-        return snapshot_download(hub_id, allow_patterns=_NEEDED_FILES, local_files_only=True)
+        folder = Path(snapshot_download(hub_id, allow_patterns=_NEEDED_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
-        return snapshot_download(hub_id, allow_patterns=_NEEDED_FILES, etag_timeout=5)
+        return None
+    index = folder / "model.safetensors.index.json"
+    files = {"model.safetensors"}
+    if index.is_file():
+        files = set(read_json_object(index, ("weight_map",))["weight_map"].values())
+    return folder if all((folder / file).is_file() for file in files) else None
 
 
 def _how_to_get(name: str, reason: str) -> str:
@@ -119,6 +138,10 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+# What the loaders of transformers raise on damaged or foreign files.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """Load a model's fast tokenizer.
 
@@ -129,8 +152,8 @@ def load_tokenizer(source: ModelSource) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source.folder}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+    except _LOADING_ERRORS as error:
+        raise UserError(f"{source.folder}: no usable tokenizer ({first_line(error)})") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source.folder}: its tokenizer gives no character offsets; a tokenizer.json is needed")
     return tokenizer
@@ -146,25 +169,24 @@ def load_config(source: ModelSource) -> Any:
 
     try:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{source.folder}/config.json: {str(error).splitlines()[0]}") from None
+    except _LOADING_ERRORS as error:
+        raise UserError(f"{source.folder}/config.json: {first_line(error)}") from None
+
+
+def compute_dtype(config: Any, device: torch.device) -> torch.dtype:
+    """Return the type a model computes in: float32 on a CPU, on a GPU that of its published weights."""
+    return torch.float32 if device.type == "cpu" or config.dtype is None else config.dtype
 
 
 def load_model(source: ModelSource, *, n_blocks: int, device: torch.device) -> Any:
     """Load the first `n_blocks` decoder blocks (and no lm_head) of a model, in evaluation mode.
 
-    On a CPU the weights are float32; on a GPU they are bfloat16 for models trained so (all of Gemma-2), else float16.
-
     Raises:
-        UserError: the files cannot be read.
+        UserError: the files cannot be read, or lack weights of these blocks.
     """
     from transformers import AutoModel
 
     config = load_config(source)
-    if device.type == "cpu":
-        dtype = torch.float32
-    else:
-        dtype = torch.float16 if config.dtype == torch.float16 else torch.bfloat16
     config.num_hidden_layers = n_blocks
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:n_blocks]
@@ -172,11 +194,19 @@ def load_model(source: ModelSource, *, n_blocks: int, device: torch.device) -> A
     attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     try:
         with _quiet_loading():
-            model = AutoModel.from_pretrained(
-                source.folder, config=config, dtype=dtype, attn_implementation=attention, local_files_only=True
+            model, info = AutoModel.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=compute_dtype(config, device),
+                attn_implementation=attention,
+                local_files_only=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source.folder}: the model cannot be loaded ({str(error).splitlines()[0]})") from None
+    except _LOADING_ERRORS as error:
+        raise UserError(f"{source.folder}: the model cannot be loaded ({first_line(error)})") from None
+    # transformers fills what it does not find with random numbers; weights of left-out blocks are unexpected instead.
+    if lacking := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+        raise UserError(f"{source.folder}: {len(lacking)} weight(s) missing or of a wrong shape, such as {lacking[0]}")
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -8,48 +8,65 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
+from utils.atomic import atomic_file, differences, read_json_object, sha256_json, write_json
+from utils.errors import UserError
+
 matplotlib.use("Agg")  # no screen is needed to write a file
 from matplotlib.figure import Figure
 
-from utils.atomic import atomic_file, differences, read_json, write_json
-from utils.errors import UserError
+Rows = list[dict[str, Any]]
 
 
 class Results:
-    """The folder of one experiment.
+    """The folder of one experiment: `<name>.csv`, `<name>.json`, `<name>.png` and `pieces/`.
 
-    Each piece (one SAE's measurement, say) is stored with the settings that made it, as soon as it is done. Asked for
-    again, a piece of the same settings is read back; one of other settings is never overwritten.
+    A piece (one SAE's measurement, say) is stored as soon as it is done, under its label and a hash of what made it;
+    asked for again, it is read back. The table holds the latest piece of every label that was ever asked for here. What
+    other settings of the experiment itself have made is never overwritten.
+
+    Raises:
+        UserError: the folder holds the experiment with other settings.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def piece(
-        self, name: str, settings: dict[str, Any], compute: Callable[[], list[dict[str, Any]]]
-    ) -> list[dict[str, Any]]:
-        """Return the rows of a piece, computing them where they are not stored yet.
-
-        Raises:
-            UserError: the piece is stored with other settings.
-        """
-        path = self.folder / "pieces" / f"{re.sub(r'[^A-Za-z0-9._-]+', '__', name)}.json"
+    def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
+        self.folder, self.name, self.settings = folder, name, settings
+        self._pieces: dict[str, dict[str, Any]] = {}
+        path = folder / f"{name}.json"
         if path.exists():
-            found = read_json(path)
+            found = read_json_object(path, ("settings", "pieces"))
             if differs := differences(found["settings"], settings):
-                raise UserError(
-                    f"{path} holds results of other settings ({differs}); remove it or choose another --out"
-                )
-            rows: list[dict[str, Any]] = found["rows"]
-            return rows
-        rows = compute()
-        write_json(path, {"settings": settings, "rows": rows})
+                raise UserError(f"{folder} holds results of other settings ({differs}); choose another --out")
+            self._pieces = found["pieces"]
+
+    def piece(self, label: str, made_of: dict[str, Any], compute: Callable[[], Rows]) -> None:
+        """Add a piece to the table, computing it where it is not stored yet."""
+        path = self._path(label, made_of)
+        if not path.exists():
+            rows = compute()
+            write_json(path, {"label": label, "made_of": made_of, "settings": self.settings, "rows": rows})
+        self._pieces[label] = made_of
+
+    def _path(self, label: str, made_of: dict[str, Any]) -> Path:
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "__", label)
+        digest = sha256_json([label, made_of, self.settings])[:8]
+        return self.folder / "pieces" / f"{readable}-{digest}.json"
+
+    def rows(self, label: str) -> Rows:
+        """Return the rows of a label's latest piece."""
+        path = self._path(label, self._pieces[label])
+        rows: Rows = read_json_object(path, ("rows",))["rows"]
         return rows
 
-    def write(self, name: str, table: pd.DataFrame, settings: dict[str, Any], figure: Figure) -> None:
-        """Write `name`.csv, `name`.json and `name`.png."""
-        with atomic_file(self.folder / f"{name}.csv") as temporary:
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the table, in the order they came."""
+        return list(self._pieces)
+
+    def write(self, table: pd.DataFrame, figure: Figure, versions: dict[str, str]) -> None:
+        """Write table, settings and figure."""
+        with atomic_file(self.folder / f"{self.name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-        write_json(self.folder / f"{name}.json", settings)
-        with atomic_file(self.folder / f"{name}.png") as temporary:
+        with atomic_file(self.folder / f"{self.name}.png") as temporary:
             figure.savefig(temporary, dpi=150)
+        about = {"settings": self.settings, "pieces": self._pieces, "versions": versions}
+        write_json(self.folder / f"{self.name}.json", about)

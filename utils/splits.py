@@ -19,9 +19,7 @@ EXACT_SAMPLES = 14_000
 def _impurity(left, left_positives, n, positives):  # type: ignore[no-untyped-def]
     """Half the Gini impurity of both sides, weighted by their size: sum of positives * negatives / size."""
     right, right_positives = n - left, positives - left_positives
-    return (
-        left_positives * (left - left_positives) / left + right_positives * (right - right_positives) / right
-    )
+    return left_positives * (left - left_positives) / left + right_positives * (right - right_positives) / right
 
 
 @njit(nogil=True, cache=True)
@@ -78,7 +76,8 @@ def splits_of_latent(  # type: ignore[no-untyped-def]
         values: see `samples`.
         labels_B: 0 or 1.
         node_of_B: each sample's node on this level, -1 where it is done with.
-        node_n: samples of each node, and `node_positives` of them positive.
+        node_n: samples of each node.
+        node_positives: the positive ones among them.
         explicit: work space [nodes, 2]; all 0 before and after.
         touched: work space [nodes].
         state: work space, ([nodes, 2], [nodes]).
@@ -103,9 +102,7 @@ def splits_of_latent(  # type: ignore[no-untyped-def]
     for e in range(n_negative):
         node = node_of_B[samples[e]]
         if node >= 0:
-            _pass_value(
-                node, values[e], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds
-            )
+            _pass_value(node, values[e], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds)
     for t in range(n_touched):
         node = touched[t]
         zeros, zero_positives = node_n[node] - explicit[node, 0], node_positives[node] - explicit[node, 1]
@@ -115,9 +112,7 @@ def splits_of_latent(  # type: ignore[no-untyped-def]
     for e in range(n_negative, len(samples)):
         node = node_of_B[samples[e]]
         if node >= 0:
-            _pass_value(
-                node, values[e], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds
-            )
+            _pass_value(node, values[e], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds)
     return n_touched
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.activation_cache import ActivationCache
-from utils.atomic import read_json
+from utils.atomic import read_json_object
 from utils.errors import UserError
 from utils.sae import SAEConfig
 
@@ -69,9 +69,7 @@ def load_train_config(path: Path) -> SAE_Train_config:
     Raises:
         UserError: no JSON object, missing or unknown keys, impossible values, or a file name that says otherwise.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(values).__name__}")
+    values = read_json_object(path)
     known = {field.name for field in fields(SAE_Train_config)}
     needed = known - {"ckpt_path"}
     if unknown := values.keys() - known:

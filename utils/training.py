@@ -134,10 +134,9 @@ class Trainer:
             alive_N |= active_BN.any(dim=0)
         variance = acts_square - acts_sum_D.square().sum().item() / n_tokens
         residual = sums.pop("residual")
-        means = {f"validation_{key}": value / n_tokens for key, value in sums.items()}
-        return means | {
-            "validation_fvu": residual / variance,
-            "validation_dead_latents": 1 - alive_N.float().mean().item(),
+        return {key: value / n_tokens for key, value in sums.items()} | {
+            "fvu": residual / variance if variance > 0 else float("nan"),
+            "dead_latents": 1 - alive_N.float().mean().item(),
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -216,7 +215,8 @@ def _run_epochs(trainer: Trainer, cache: ActivationCache, folder: Path, settings
             last = trainer.epochs_trained + 1 == config.max_epochs
             row: dict[str, Any] = {"epoch": trainer.epochs_trained + 1} | trainer.train_epoch(bar)
             if split is not None:
-                row |= trainer.evaluate(cache.split(split), None if last else _QUICK_EVALUATION_TOKENS)
+                measured = trainer.evaluate(cache.split(split), None if last else _QUICK_EVALUATION_TOKENS)
+                row |= {f"{split}_{key}": value for key, value in measured.items()}
             trainer.history.append(row)
             if last or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 save_resume(folder, ResumeState(trainer.state(), settings, trainer.history))
