@@ -17,7 +17,7 @@ from utils.fms_tables import markdown
 from utils.train_config import load_train_config
 
 ROOT = Path(__file__).parents[1]
-MAX_TEXTS = {"SP": 4000, "PII_synth": 2000}
+MAX_TEXTS = {"SP": 4000, "PII_synth": 1000}
 EXAMPLES = """\
 examples:
   python benchmarks/guided_vs_vanilla.py PII_synth

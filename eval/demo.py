@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__ or "", "example:\n  python eval/demo.py --out demo")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, checkpoints and results")
     parser.add_argument(
-        "--max-texts", type=positive_int, default=800, help="texts for training, and as many for testing"
+        "--max-texts", type=positive_int, default=1000, help="texts for training, and as many for testing"
     )
     parser.add_argument("--max-epochs", type=positive_int, help="instead of the config's number")
     args = parser.parse_args(argv)
