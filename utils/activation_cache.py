@@ -74,7 +74,6 @@ class ActivationSplit:
         entry = cache.manifest["splits"][name]
         features = row_features(cache.d_model, len(cache.concepts), cache.manifest["dtype"])
         self.name = name
-        self.n_texts = int(entry["texts"])
         self._shards = [read_shard(cache.folder / name / shard["file"], features) for shard in entry["shards"]]
         self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
         if len(self) != entry["tokens"]:

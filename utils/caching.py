@@ -6,7 +6,6 @@ into batches of a token budget, and written whole; so an interrupted run continu
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.activation_store import FORMAT, TokenRows, cache_name, row_features, write_shard, write_split_metadata
-from utils.atomic import differences, fsync_path, read_json_object, sha256_file, sha256_json, write_json
+from utils.atomic import differences, fsync_path, lock_file, read_json_object, sha256_file, sha256_json, write_json
 from utils.cache_plan import Shard, length_sorted_batches, plan_shards
 from utils.errors import UserError
 from utils.hooks import activations_at, check_block, check_site, site_module
@@ -197,11 +196,9 @@ class _Building:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; the lock lies in the system's temporary folder and falls with the process."""
-        name = sha256_json(str(self.folder.resolve()))[:16]
-        lock = FileLock(Path(tempfile.gettempdir()) / f"guided-monosemanticity-{name}.lock", timeout=0)
+        """Keep other processes out."""
         try:
-            with lock:
+            with FileLock(lock_file(self.folder), timeout=0):
                 yield
         except Timeout:
             raise UserError(f"{self.folder}: another process is writing this cache; wait for it to end") from None

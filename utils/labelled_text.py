@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from filelock import FileLock
 
-from utils.atomic import atomic_folder, differences, read_json_object, write_json
+from utils.atomic import atomic_folder, differences, lock_file, read_json_object, write_json
 from utils.errors import UserError
 
 FORMAT = 1
@@ -121,6 +122,11 @@ class LabelledText:
         """
         self.check()
         manifest = self.manifest()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock_file(folder)):
+            return self._save(folder, manifest)
+
+    def _save(self, folder: Path, manifest: dict[str, Any]) -> bool:
         if folder.exists():
             found = read_json_object(folder / "manifest.json")
             if differs := differences(found, manifest):

@@ -84,6 +84,7 @@ def find_model(name: str, model_path: str | None = None) -> ModelSource:
     spec = MODELS[name]
     if name == "smollm2" and converted_folder().is_dir():
         verify(converted_folder())
+        logger.info("smollm2: the weights of %s", WHEEL_REVISION)
         return ModelSource(name, converted_folder(), WHEEL_REVISION)
     try:
         folder = _local_snapshot(spec.hub_id) or Path(
