@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--dataset", default="PII_synth", help="PII_synth, or your own with token-level labels")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    return report(args, args.dataset, token_samples)
+    table, text = report(args, args.dataset, token_samples)
+    print(text)
+    return table
 
 
 if __name__ == "__main__":

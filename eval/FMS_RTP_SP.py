@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("dataset", metavar="DATASET", help="SP, RTP, RTP_split, or your own with labels of whole texts")
     add_arguments(parser)
     args = parser.parse_args(argv)
-    return report(args, args.dataset, sentence_samples)
+    table, text = report(args, args.dataset, sentence_samples)
+    print(text)
+    return table
 
 
 if __name__ == "__main__":

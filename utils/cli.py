@@ -72,15 +72,15 @@ def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | No
     try:
         main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:  # a full disk, a file where a folder should be, no permission
-        print(f"error: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"error: {error.filename or 'input/output'}: {error.strerror or error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        sys.stderr.write("interrupted; the same command goes on from here\n")
         sys.exit(130)
     sys.exit(0)

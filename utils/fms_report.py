@@ -54,8 +54,8 @@ def token_samples(sae: SAE, split: ActivationSplit, concepts: list[str], seed: i
         yield concept, encode_rows(sae, split, rows_B), split.label_BC[rows_B, c]
 
 
-def report(args: argparse.Namespace, dataset: str, samples: Sampler) -> pd.DataFrame:
-    """Measure every SAE of `args.sae` on a data set, write the results and print the tables.
+def report(args: argparse.Namespace, dataset: str, samples: Sampler) -> tuple[pd.DataFrame, str]:
+    """Measure every SAE of `args.sae` on a data set and write the results.
 
     Args:
         args: what `add_arguments` parsed.
@@ -63,7 +63,7 @@ def report(args: argparse.Namespace, dataset: str, samples: Sampler) -> pd.DataF
         samples: `sentence_samples` or `token_samples`.
 
     Returns:
-        The tidy table of the SAEs asked for: one row per SAE, concept and measure.
+        The tidy table of the SAEs asked for, one row per SAE, concept and measure; and what to show on the screen.
 
     Raises:
         UserError: a bad checkpoint, no cache for it, a split it does not have, or no concept that can be scored.
@@ -90,10 +90,8 @@ def report(args: argparse.Namespace, dataset: str, samples: Sampler) -> pd.DataF
     table = pd.DataFrame([row for label in results.labels for row in _rows(results, label, settings)])
     asked_for = table[table["sae"].isin([str(checkpoint.folder) for checkpoint in checkpoints])]
     title = f"{dataset} {split}, mode {args.mode}"
-    print(show(asked_for, title))  # noqa: T201
     results.write(table, draw(table, title), {name: version(name) for name in ("torch", "numpy", "numba")})
-    print(f"results: {results.folder}/fms.csv, fms.json, fms.png")  # noqa: T201
-    return asked_for
+    return asked_for, f"{show(asked_for, title)}\nresults: {results.folder}/fms.csv, fms.json, fms.png"
 
 
 def _rows(results: Results, label: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
