@@ -53,7 +53,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     means, spreads = grouped.mean().unstack("name"), grouped.std().unstack("name").fillna(0.0)
     control = table[table["measure"] == "shuffled_fms@1"].groupby("concept", sort=False)["value"].mean()
     n_bars = len(means) * len(means.columns)
-    figure = Figure(figsize=(min(16, max(6.0, 0.22 * n_bars + 2)), 4.5), layout="constrained")
+    figure = Figure(figsize=(min(16, max(5.0, 0.2 * n_bars + 2)), 4.5), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(means.columns)
     places = np.arange(len(means))
@@ -61,11 +61,11 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
         offset = (number - (len(means.columns) - 1) / 2) * width
         errors = spreads[name] if spreads[name].any() else None
         axes.bar(places + offset, means[name], width, yerr=errors, label=name, color=_COLOURS[number % len(_COLOURS)])
-    axes.scatter(places, control.loc[means.index], marker="_", s=120, color="black", label="shuffled labels", zorder=3)
+    axes.hlines(control.loc[means.index], places - 0.42, places + 0.42, color="black", lw=1.5, label="shuffled labels")
     many = len(means) > 3
     axes.set_xticks(places, means.index, rotation=60 if many else 0, ha="right" if many else "center")
     axes.set_ylabel("FMS@1")
     axes.set_title(title, loc="left")
     axes.margins(x=0.02)
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3 if many else 1, frameon=False)
     return figure
