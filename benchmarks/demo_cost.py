@@ -16,14 +16,17 @@ ROOT = Path(__file__).parents[1]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    Parser(__doc__ or "").parse_args(argv)
+    parser = Parser(__doc__ or "")
+    parser.add_argument("--out", type=Path, help="keep the demo's data and results in this folder, which must be new")
+    args = parser.parse_args(argv)
     find_model("smollm2")  # fetched and converted before the clock starts
     start = time.perf_counter()
     source = find_model("smollm2")
     load_tokenizer(source)
     load_model(source, n_blocks=30, device=default_device())
     print(f"SmolLM2, checksums included: loaded in {time.perf_counter() - start:.2f} s (at most 5 s)")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = str(args.out or temporary)
         for run_name in ("first", "second"):
             start = time.perf_counter()
             subprocess.run([sys.executable, str(ROOT / "eval/demo.py"), "--out", folder], check=True)

