@@ -22,6 +22,7 @@ EXAMPLES = """\
 examples:
   python benchmarks/guided_vs_vanilla.py PII_synth
   python benchmarks/guided_vs_vanilla.py SP --source FOLDER
+  python benchmarks/guided_vs_vanilla.py SP --config llama3_SAE/SAE_config/smollm2-l1728-b15-k144-SP-relu.json
 """
 
 
@@ -30,12 +31,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__ or "", EXAMPLES)
     parser.add_argument("dataset", metavar="DATASET", nargs="?", choices=MAX_TEXTS, default="PII_synth", help="or SP")
     parser.add_argument("--source", help="where the texts come from, as in create_dataset.py")
+    parser.add_argument("--config", type=Path, help="another run config for the same activations")
     parser.add_argument("--seeds", type=positive_int, default=3, help="number of seeds, from 0")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     source = ["--source", args.source] if args.source else []
     act_dataset.main([args.dataset, "15", "smollm2", "block", "--max-texts", str(MAX_TEXTS[args.dataset]), *source])
-    config = ROOT / "llama3_SAE" / "SAE_config" / f"smollm2-l1728-b15-k144-{args.dataset}.json"
+    config = args.config or ROOT / "llama3_SAE" / "SAE_config" / f"smollm2-l1728-b15-k144-{args.dataset}.json"
     saes = []
     for seed in range(args.seeds):
         for scaling in ("0", "1"):
