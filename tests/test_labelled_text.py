@@ -1,7 +1,10 @@
 """Labelled text: what the builders make of their sources, and how it is stored."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -153,3 +156,17 @@ def test_bad_data_is_never_stored(splits, message, tmp_path):
     with pytest.raises(UserError, match=message):
         LabelledText("bad", ["X"], splits).save(tmp_path / "bad")
     assert not list(tmp_path.iterdir())
+
+
+def test_pii_synth_does_not_depend_on_the_process():
+    code = "from create_data import pii_synth; print(pii_synth.build(0).fingerprint())"
+    fingerprints = set()
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        )
+        fingerprints.add(done.stdout)
+    assert len(fingerprints) == 1
