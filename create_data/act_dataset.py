@@ -6,11 +6,13 @@ from pathlib import Path
 
 from create_data.create_dataset import DATASETS, check_name, ensure_text
 from utils.activation_cache import ActivationCache
-from utils.activation_store import DTYPES
+from utils.activation_store import DTYPES, cache_name
+from utils.cache_repair import verify
 from utils.caching import cache_activations
 from utils.cli import Parser, positive_int, run, seed
+from utils.distributed import rank
 from utils.hooks import SITES, check_block, check_site
-from utils.models import MODELS, find_model, load_config
+from utils.models import DEVICE_MAPS, LOAD_DTYPES, MODELS, find_model, load_config
 
 EXAMPLES = """\
 examples:
@@ -18,7 +20,10 @@ examples:
   python create_data/act_dataset.py SP 25 llama3 block --source FOLDER
   python create_data/act_dataset.py RTP 3 mymodel mlp --model-path DIR --source rtp.jsonl
 
-An interrupted run goes on when the same command is given again.
+An interrupted run goes on when the same command is given again. Several GPUs share the work, shard by shard, with
+  torchrun --nproc-per-node 2 create_data/act_dataset.py SP 25 llama3 block
+or, where the model is too large for one, hold it together with --device-map auto. On a Determined cluster:
+  det experiment create create_data/act_dataset.yaml .
 """
 
 
@@ -37,13 +42,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored activations")
     parser.add_argument("--max-texts", type=positive_int, help="at most so many texts of each split, chosen at random")
     parser.add_argument(
-        "--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 32,768 on GPU)"
+        "--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 16,384 on GPU)"
     )
+    parser.add_argument(
+        "--load-dtype", choices=LOAD_DTYPES, help="what the model computes in (float32 on CPU, its weights' on GPU)"
+    )
+    parser.add_argument("--device-map", choices=DEVICE_MAPS, help="spread the model over this machine's GPUs")
     parser.add_argument(
         "--seed", type=seed, default=0, help="for generated texts, splits and the choice of --max-texts"
     )
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument("--verify", action="store_true", help="only check the checksums of a finished cache")
+    check.add_argument("--repair", action="store_true", help="compute the damaged shards of a finished cache anew")
     args = parser.parse_args(argv)
 
+    if args.verify:
+        folder = args.out / cache_name(args.model, args.dataset, args.block, args.site)
+        print(f"{folder}: all {verify(folder)} shards are whole")
+        return
     start = time.perf_counter()
     check_site(args.site)
     check_name(args.dataset, args.out / "text")
@@ -59,8 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         dtype=args.dtype,
         max_texts=args.max_texts,
         batch_tokens=args.batch_tokens,
+        load_dtype=args.load_dtype,
+        device_map=args.device_map,
         seed=args.seed,
+        repair_damage=args.repair,
     )
+    if rank() > 0:
+        return
     for split, entry in ActivationCache(folder).manifest["splits"].items():
         print(f"{split}: {entry['tokens']:,} tokens of {entry['texts']:,} texts")
     print(f"{folder} is ready after {time.perf_counter() - start:.0f} s")

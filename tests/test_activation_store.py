@@ -6,7 +6,7 @@ from datasets import load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import caching
+from utils import cache_building
 from utils.activation_cache import ActivationCache
 from utils.activation_store import TokenRows, cache_name, read_shard, row_features, write_shard
 from utils.caching import cache_activations
@@ -62,15 +62,6 @@ def test_rows_come_in_the_order_asked_for(cache):
     np.testing.assert_array_equal(np.concatenate([acts for _, acts in split.batches(7)]), everything)
 
 
-def test_shuffled_batches_are_disjoint_and_seeded(cache):
-    split = cache.split("train")
-    batches = list(split.shuffled(16, seed=3, epoch=1))
-    rows = np.concatenate(batches)
-    assert len(np.unique(rows)) == len(rows) == len(split) // 16 * 16
-    assert all(np.array_equal(a, b) for a, b in zip(batches, split.shuffled(16, seed=3, epoch=1), strict=True))
-    assert not np.array_equal(batches[0], next(split.shuffled(16, seed=3, epoch=2)))
-
-
 def test_shard_size_changes_no_value(two_concepts, tiny_llama, cache, tmp_path):
     whole = ActivationCache(cache_activations(two_concepts, tiny_llama, 1, "mlp", tmp_path / "one"))
     assert len(whole.manifest["splits"]["train"]["shards"]) == 1
@@ -82,7 +73,7 @@ def test_shard_size_changes_no_value(two_concepts, tiny_llama, cache, tmp_path):
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(two_concepts, tiny_llama, tmp_path, monkeypatch, cache):
     calls = []
-    original = caching.write_shard
+    original = cache_building.write_shard
 
     def fail_at_third(*args):
         calls.append(args)
@@ -90,7 +81,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(two_concepts, tiny_
             raise KeyboardInterrupt
         original(*args)
 
-    monkeypatch.setattr(caching, "write_shard", fail_at_third)
+    monkeypatch.setattr(cache_building, "write_shard", fail_at_third)
     out = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
         cache_activations(two_concepts, tiny_llama, 1, "mlp", out, shard_bytes=64 * 100)

@@ -90,7 +90,7 @@ def test_special_tokens_written_in_a_text_are_left_out(tiny_llama, tmp_path):
 
 def test_a_value_beyond_float16_stops_the_run(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "utils.caching.activations_at", lambda module, model, ids, mask: torch.full((*ids.shape, 32), 1e5)
+        "utils.extraction.activations_at", lambda module, model, ids, mask: torch.full((*ids.shape, 32), 1e5)
     )
     data = LabelledText("large", [], {"train": [Text("Why")]})
     with pytest.raises(UserError, match="float16; use --dtype float32"):

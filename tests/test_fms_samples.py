@@ -46,5 +46,5 @@ def test_balanced_rows_take_all_positives_and_as_many_others(split, sae):
 
 def test_two_processes_do_not_write_one_cache(two_concepts, tiny_llama, tmp_path):
     building = tmp_path / ".building-tinyllama-toy-B00-block"
-    with FileLock(lock_file(building)), pytest.raises(UserError, match="another process is writing this cache"):
+    with FileLock(lock_file(building)), pytest.raises(UserError, match="another run is writing this cache"):
         cache_activations(two_concepts, tiny_llama, 0, "block", tmp_path)

@@ -1,6 +1,7 @@
 """Training against a plain re-statement of the paper's recipe; resuming; checkpoints."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -36,18 +37,16 @@ def config(cache):
 
 
 @pytest.mark.parametrize("scaling", [0.0, 1.0, 5.0])
-def test_five_updates_equal_the_recipe_written_out(cache, config, scaling, monkeypatch):
+def test_five_updates_equal_the_recipe_written_out(cache, config, scaling):
     trainer = Trainer(config, cache, scaling, seed=0, device=torch.device("cpu"))
     trainer.sae.double()
     weights = {name: p.detach().clone().requires_grad_() for name, p in trainer.sae.named_parameters()}
     plain = torch.optim.Adam(weights.values(), lr=1e-3)
     trainer.optimizer = torch.optim.Adam(trainer.sae.parameters(), lr=1e-3, fused=True)
     split = cache.split("train")
-    single_acts = split.acts
-    monkeypatch.setattr(split, "acts", lambda rows: single_acts(rows).astype("float64"))
-    for rows_B in list(split.shuffled(32, seed=0, epoch=0))[:5]:
-        trainer.step(rows_B)
-        x_BD = torch.from_numpy(split.acts(rows_B))
+    for batch in itertools.islice(trainer.reader.epoch(0), 5):
+        trainer.step(batch)
+        x_BD = torch.from_numpy(split.acts(batch.rows_B)).double()
         mean, std = x_BD.mean(1, keepdim=True), x_BD.std(1, keepdim=True)
         pre_BN = ((x_BD - mean) / (std + 1e-5) - weights["pre_bias"]) @ weights["encoder.weight"].T + weights[
             "latent_bias"
@@ -56,7 +55,7 @@ def test_five_updates_equal_the_recipe_written_out(cache, config, scaling, monke
         xhat_BD = ((torch.sigmoid(pre_BN) * kept) @ weights["decoder.weight"].T + weights["pre_bias"]) * std + mean
         loss_B = ((xhat_BD - x_BD) ** 2).mean(1) / (x_BD**2).mean(1)
         if scaling:
-            y_BC = torch.from_numpy(split.label_BC[rows_B]).double()
+            y_BC = torch.from_numpy(split.label_BC[batch.rows_B]).double()
             p_BC = torch.sigmoid(pre_BN[:, :2])
             loss_B = loss_B - (scaling * y_BC * p_BC.log() + (1 - y_BC) * (1 - p_BC).log()).sum(1)
         plain.zero_grad()
@@ -82,11 +81,11 @@ def test_an_interrupted_training_gives_the_same_weights(cache, config, tmp_path,
     original = Trainer.step
     steps = []
 
-    def interrupted(self, rows_B):
-        steps.append(rows_B)
+    def interrupted(self, batch):
+        steps.append(batch)
         if len(steps) == 2 * (len(self.data) // 32) + 2:  # in the third epoch
             raise KeyboardInterrupt
-        return original(self, rows_B)
+        return original(self, batch)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):

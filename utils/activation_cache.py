@@ -1,10 +1,13 @@
 """A finished cache of labelled activations: opened, checked against its manifest, read by rows and by batches."""
 
 from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from utils.activation_store import FORMAT, read_shard, row_features
@@ -80,33 +83,48 @@ class ActivationSplit:
             raise UserError(
                 f"{cache.folder / name}: {len(self)} rows instead of {entry['tokens']}; make the cache anew"
             )
-        # Small columns are held whole; only the activations stay on disk.
-        self.label_BC = np.concatenate([shard.label for shard in self._shards])
-        self.text_id_B = np.concatenate([shard.text_id for shard in self._shards])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @cached_property
+    def label_BC(self) -> NDArray[np.int8]:
+        """The labels of all rows."""
+        return np.concatenate([shard.label for shard in self._shards])
+
+    @cached_property
+    def text_id_B(self) -> NDArray[np.int32]:
+        """The text of each row, by its index in the split."""
+        return np.concatenate([shard.text_id for shard in self._shards])
+
+    def take(self, column: str, ascending_B: NDArray[np.integer], out: NDArray | None = None) -> NDArray:
+        """Return a column's values at some rows, as they are stored; the rows must ascend.
+
+        Args:
+            column: a field of `TokenRows`.
+            ascending_B: the rows.
+            out: where to put the values, [B, ...] of the column's type.
+        """
+        columns = [getattr(shard, column) for shard in self._shards]
+        if out is None:
+            out = np.empty((len(ascending_B), *columns[0].shape[1:]), columns[0].dtype)
+        bounds = np.searchsorted(ascending_B, self._starts).tolist()
+        for values, first_row, (start, end) in zip(columns, self._starts, pairwise(bounds), strict=False):
+            if start < end:
+                # "clip" as numpy takes through a buffer otherwise; every row is in range.
+                np.take(values, ascending_B[start:end] - first_row, axis=0, out=out[start:end], mode="clip")
+        return out
+
     def acts(self, rows_B: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return acts_BD of the given rows, in their order, as float32."""
-        shard_of_B = np.searchsorted(self._starts, rows_B, side="right") - 1
-        acts_BD = np.empty((len(rows_B), self._shards[0].acts.shape[1]), np.float32)
-        for shard in np.unique(shard_of_B):
-            here = np.flatnonzero(shard_of_B == shard)
-            acts_BD[here] = self._shards[shard].acts[rows_B[here] - self._starts[shard]]
-        return acts_BD
+        order_B = np.argsort(rows_B)
+        stored_BD = torch.from_numpy(self.take("acts", rows_B[order_B]))
+        acts_BD = torch.empty(stored_BD.shape, dtype=torch.float32)
+        acts_BD[torch.from_numpy(order_B)] = stored_BD.float()
+        return acts_BD.numpy()
 
     def batches(self, batch_size: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Go through all rows in order; yields (rows, acts_BD)."""
         for start in range(0, len(self), batch_size):
             rows = slice(start, min(start + batch_size, len(self)))
             yield rows, self.acts(np.arange(rows.start, rows.stop))
-
-    def shuffled(self, batch_size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-        """Yield the rows of each full batch of an epoch, in an order that seed and epoch alone decide.
-
-        The last rows that fill no batch are left out of this epoch; another epoch has others.
-        """
-        order = np.random.default_rng([seed, epoch]).permutation(len(self))
-        for start in range(0, len(self) - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]

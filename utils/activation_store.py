@@ -3,7 +3,6 @@
 Shards are written from contiguous buffers straight into Arrow and read back zero-copy from memory-mapped files.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import pyarrow as pa
 from datasets import DatasetInfo, Features, List, Value
 from numpy.typing import NDArray
 
-from utils.atomic import atomic_file
-from utils.errors import UserError
+from utils.atomic import atomic_file, write_json
+from utils.errors import UserError, first_line
 
 FORMAT = 1
 DTYPES = ("float16", "float32")
+SPLIT_FILES = ("dataset_info.json", "state.json")  # what `datasets` keeps beside the shards of a split
 
 
 def cache_name(model: str, dataset: str, block: int, site: str) -> str:
@@ -79,9 +79,11 @@ def read_shard(path: Path, features: Features) -> TokenRows:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); remove the cache and make it anew") from None
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); the same act_dataset.py command with --repair mends it"
+        ) from None
     if table.schema.types != features.arrow_schema.types or any(column.num_chunks > 1 for column in table.columns):
-        raise UserError(f"{path}: its columns are not those of its manifest; remove the cache and make it anew")
+        raise UserError(f"{path}: its columns are not those of its manifest; act_dataset.py with --repair mends it")
     return TokenRows(*(_from_arrow(table, field.name) for field in fields(TokenRows)))
 
 
@@ -97,7 +99,7 @@ def write_split_metadata(folder: Path, features: Features, shards: list[str], fi
         "_output_all_columns": False,
         "_split": folder.name,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "state.json", state)
 
 
 def _to_arrow(array: NDArray, arrow_type: pa.DataType) -> pa.Array:

@@ -24,11 +24,14 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from utils.atomic import read_json_object
+from utils.distributed import local_rank
 from utils.errors import UserError, first_line
 from utils.smollm2 import WHEEL_REVISION, converted_folder, fetch_and_convert, verify
 
 logger = logging.getLogger(__name__)
 
+LOAD_DTYPES = ("float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "sequential")  # accelerate's
 _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
@@ -135,8 +138,10 @@ def _local_revision(folder: Path) -> str:
 
 
 def default_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU where there is one, else the CPU; under torchrun every process of a machine has its own GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 # What the loaders of transformers raise on damaged or foreign files.
@@ -174,13 +179,29 @@ def load_config(source: ModelSource) -> Any:
         raise UserError(f"{source.folder}/config.json: {first_line(error)}") from None
 
 
-def compute_dtype(config: Any, device: torch.device) -> torch.dtype:
-    """Return the type a model computes in: float32 on a CPU, on a GPU that of its published weights."""
+def compute_dtype(config: Any, device: torch.device, wanted: str | None = None) -> torch.dtype:
+    """Return the type a model computes in: the wanted one, else float32 on a CPU, that of its weights on a GPU."""
+    if wanted is not None:
+        return getattr(torch, wanted)
     return torch.float32 if device.type == "cpu" or config.dtype is None else config.dtype
 
 
-def load_model(source: ModelSource, *, n_blocks: int, device: torch.device) -> Any:
+def load_model(
+    source: ModelSource,
+    *,
+    n_blocks: int,
+    device: torch.device,
+    load_dtype: str | None = None,
+    device_map: str | None = None,
+) -> Any:
     """Load the first `n_blocks` decoder blocks (and no lm_head) of a model, in evaluation mode.
+
+    Args:
+        source: where the weights lie.
+        n_blocks: how many blocks; the weights of the others are not read.
+        device: where the whole of them goes, unless there is a `device_map`.
+        load_dtype: one of `LOAD_DTYPES`, see `compute_dtype`.
+        device_map: one of `DEVICE_MAPS`: how accelerate spreads the blocks over the GPUs of this machine.
 
     Raises:
         UserError: the files cannot be read, or lack weights of these blocks.
@@ -198,7 +219,8 @@ def load_model(source: ModelSource, *, n_blocks: int, device: torch.device) -> A
             model, info = AutoModel.from_pretrained(
                 source.folder,
                 config=config,
-                dtype=compute_dtype(config, device),
+                dtype=compute_dtype(config, device, load_dtype),
+                device_map=device_map,
                 attn_implementation=attention,
                 local_files_only=True,
                 output_loading_info=True,
@@ -208,7 +230,9 @@ def load_model(source: ModelSource, *, n_blocks: int, device: torch.device) -> A
     # transformers fills what it does not find with random numbers; weights of left-out blocks are unexpected instead.
     if lacking := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise UserError(f"{source.folder}: {len(lacking)} weight(s) missing or of a wrong shape, such as {lacking[0]}")
-    return model.to(device).eval().requires_grad_(False)
+    if device_map is None:
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 class _quiet_loading:  # noqa: N801 - a context manager, named like a function

@@ -39,6 +39,19 @@ def special_token_ids(tokenizer: Any) -> list[int]:
     return sorted(marked | set(tokenizer.all_special_ids))
 
 
+def count_tokens(texts: list[str], tokenizer: Any, max_length: int) -> list[tuple[int, int]]:
+    """Return (tokens that become rows, all tokens) of each text, as `tokenise` will cut and keep them."""
+    if not texts:
+        return []
+    special = np.array(special_token_ids(tokenizer))
+    encoded = tokenizer(texts, verbose=False)["input_ids"]
+    kept_and_all = []
+    for ids in encoded:
+        input_ids_T = np.array(ids[:max_length], dtype=np.int32)
+        kept_and_all.append((int((~np.isin(input_ids_T, special)).sum()), len(input_ids_T)))
+    return kept_and_all
+
+
 def tokenise(
     texts: list[Text], text_ids: list[int], tokenizer: Any, concepts: list[str], max_length: int
 ) -> list[TokenisedText]:

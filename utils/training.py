@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from utils.activation_cache import ActivationCache, ActivationSplit
+from utils.activation_reader import ActivationReader, Batch
 from utils.atomic import atomic_file, differences
 from utils.checkpoint import (
     ResumeState,
@@ -53,6 +53,7 @@ class Trainer:
         self.cond_loss_scaling = cond_loss_scaling
         self.seed = seed
         self.device = device or default_device()
+        self.reader = ActivationReader(self.data, config.batch_size, seed, device=self.device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.sae = SAE(config.sae).to(self.device)
@@ -64,15 +65,14 @@ class Trainer:
         """The number of whole epochs so far."""
         return len(self.history)
 
-    def step(self, rows_B: NDArray[np.int64]) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the SAE on one batch (paper: L = mean of L_r + L_c, clip at 1.0, Adam); return detached scalars."""
-        acts_BD = torch.from_numpy(self.data.acts(rows_B)).to(self.device)
+        acts_BD = batch.acts_BD.to(self.sae.pre_bias.dtype)
         output = self.sae(acts_BD)
         loss_r = reconstruction_loss(output.reconstruction_BD, acts_BD).mean()
         loss_c = torch.zeros((), device=self.device)
         if self.cond_loss_scaling > 0:
-            labels_BC = torch.from_numpy(self.data.label_BC[rows_B]).to(self.device)
-            loss_c = concept_loss(output.pre_BN, labels_BC, self.cond_loss_scaling).mean()
+            loss_c = concept_loss(output.pre_BN, batch.labels_BC, self.cond_loss_scaling).mean()
         loss = loss_r + loss_c
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -95,11 +95,11 @@ class Trainer:
         """
         sums: dict[str, Tensor] = {}
         n_steps = 0
-        for rows_B in self.data.shuffled(self.config.batch_size, self.seed, self.epochs_trained):
-            values = self.step(rows_B)
+        for batch in self.reader.epoch(self.epochs_trained):
+            values = self.step(batch)
             n_steps += 1
             sums = {key: sums.get(key, torch.zeros_like(value)) + value for key, value in values.items()}
-            bar.update(len(rows_B))
+            bar.update(len(batch.rows_B))
             if n_steps % _STEPS_BETWEEN_BARS == 0:  # reading a value waits for the GPU
                 shown = {"loss": "loss", "l0": "L0", "fvu": "FVU"}
                 bar.set_postfix({name: f"{values[key].item():.3g}" for key, name in shown.items()})
@@ -202,7 +202,7 @@ def train(
 def _run_epochs(trainer: Trainer, cache: ActivationCache, folder: Path, settings: dict[str, Any]) -> None:
     config = trainer.config
     split = cache.evaluation_split()
-    tokens_per_epoch = len(trainer.data) // config.batch_size * config.batch_size
+    tokens_per_epoch = len(trainer.reader) * config.batch_size
     saved = time.monotonic()
     with tqdm(
         total=tokens_per_epoch * config.max_epochs,
