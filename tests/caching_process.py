@@ -16,7 +16,9 @@ from utils.models import ModelSource
 SHARD_BYTES = 64 * 40  # a row of the tiny models is 64 bytes, so about one text per shard
 
 
-def make_cache(text: str, model: str, out: str, **options) -> None:
+def make_cache(paths, out, **options) -> None:
+    """Cache the data set and with the model that `paths` names."""
+    text, model = paths
     torch.set_num_threads(1)
     source = ModelSource("tiny", Path(model), "test")
     data = load_labelled_text(Path(text))
@@ -27,7 +29,7 @@ def main(argv=None) -> None:
     text, model, out, *fill_after = argv or sys.argv[1:]
     if fill_after:
         _fill_disk_after(int(fill_after[0]), Path(out))
-    make_cache(text, model, out)
+    make_cache((text, model), out)
 
 
 def _fill_disk_after(n_shards: int, out: Path) -> None:
@@ -44,7 +46,7 @@ def _fill_disk_after(n_shards: int, out: Path) -> None:
                     pass  # the disk is full, as it should be
         write(*args)
 
-    cache_building.write_shard = write_and_count
+    setattr(cache_building, "write_shard", write_and_count)  # noqa: B010 - for mypy
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def paths(two_concepts, tiny_llama, tmp_path):
 @pytest.fixture
 def whole(paths, tmp_path):
     """An uninterrupted run's folder."""
-    caching_process.make_cache(*paths, str(tmp_path / "whole"))
+    caching_process.make_cache(paths, str(tmp_path / "whole"))
     return tmp_path / "whole" / NAME
 
 
@@ -56,7 +56,7 @@ def test_killed_at_twenty_moments_it_still_ends_with_the_same_bytes(paths, whole
     def run(seconds=None):
         """Start a process and kill it after some seconds; return how long it ran."""
         process = multiprocessing.get_context("fork").Process(
-            target=caching_process.make_cache, args=(*paths, str(out)), daemon=True
+            target=caching_process.make_cache, args=(paths, str(out)), daemon=True
         )
         start = time.monotonic()
         process.start()
@@ -85,9 +85,9 @@ def test_killed_between_its_new_name_and_tidying_up(paths, whole, tmp_path, monk
 
     monkeypatch.setattr(cache_building, "tidy", killed)
     with pytest.raises(KeyboardInterrupt):
-        caching_process.make_cache(*paths, str(tmp_path / "out"))
+        caching_process.make_cache(paths, str(tmp_path / "out"))
     assert (tmp_path / "out" / NAME / "seals").is_dir()
-    caching_process.make_cache(*paths, str(tmp_path / "out"))
+    caching_process.make_cache(paths, str(tmp_path / "out"))
     assert checksums(tmp_path / "out" / NAME) == checksums(whole)
 
 
@@ -129,11 +129,11 @@ def test_a_failed_write_leaves_whole_shards_only(paths, whole, tmp_path, monkeyp
 
     monkeypatch.setattr(cache_building, "write_shard", fail_at_fifth)
     with pytest.raises(OSError, match="No space left"):
-        caching_process.make_cache(*paths, str(tmp_path / "out"))
+        caching_process.make_cache(paths, str(tmp_path / "out"))
     assert not (tmp_path / "out" / NAME).exists()
     with pytest.raises(UserError, match="still being written"):
         ActivationCache(tmp_path / "out" / NAME)
-    caching_process.make_cache(*paths, str(tmp_path / "out"))
+    caching_process.make_cache(paths, str(tmp_path / "out"))
     n_shards = sum(len(entry["shards"]) for entry in ActivationCache(whole).manifest["splits"].values())
     assert len(calls) == n_shards + 1  # the four finished ones were not made again
     assert checksums(tmp_path / "out" / NAME) == checksums(whole)
@@ -172,12 +172,12 @@ def test_one_of_two_processes_makes_half_of_the_shards(paths, tmp_path, monkeypa
 
     monkeypatch.setattr(cache_building.time, "sleep", nap)
     with pytest.raises(KeyboardInterrupt):  # the first one has done its share and waits for the second
-        caching_process.make_cache(*paths, str(out))
+        caching_process.make_cache(paths, str(out))
     seals = len(list(out.glob(f".building-{NAME}/seals/*")))
     n_shards = sum(len(entry["shards"]) for entry in ActivationCache(whole).manifest["splits"].values())
     assert seals == (n_shards + 1) // 2
     monkeypatch.setenv("WORLD_SIZE", "1")  # any number of processes may go on
-    caching_process.make_cache(*paths, str(out))
+    caching_process.make_cache(paths, str(out))
     assert checksums(out / NAME) == checksums(whole)
 
 
@@ -195,14 +195,14 @@ def damaged(whole):
 
 
 def test_damage_is_named_and_mended_alone(paths, damaged, tmp_path):
-    caching_process.make_cache(*paths, str(tmp_path / "again"))
+    caching_process.make_cache(paths, str(tmp_path / "again"))
     names = [f"train/data-0000{n}" for n in range(3)]
     found = damaged_files(damaged)
     assert [name[:16] for name in found] == [*names, "test/state.json"]
     with pytest.raises(UserError, match=r"4 damaged \(train/data-00000.*checksum.*data-00002.*missing.*--repair"):
         verify(damaged)
     healthy = {path: path.stat().st_mtime_ns for path in damaged.rglob("*.arrow")}
-    caching_process.make_cache(*paths, str(damaged.parent), repair_damage=True)
+    caching_process.make_cache(paths, str(damaged.parent), repair_damage=True)
     assert verify(damaged) == len(list(damaged.rglob("*.arrow")))
     again = tmp_path / "again" / NAME
     assert checksums(damaged) == checksums(again)

@@ -78,9 +78,9 @@ def test_rtp_takes_a_missing_score_for_unknown(tmp_path):
     ("line", "message"),
     [
         ("{not json", "line 2: not valid JSON"),
-        ('{"prompt": "text"}', "line 2: no prompt.text"),
+        ('{"prompt": "text"}', "line 2: no prompt"),
         ('{"prompt": {"text": "a", "toxicity": 3}}', "line 2: prompt.toxicity is 3"),
-        ('{"prompt": {"text": "a", "toxicity": 0.3}}', "line 2: no continuation.text"),
+        ('{"prompt": {"text": "a", "toxicity": 0.3}}', "line 2: no continuation"),
     ],
 )
 def test_rtp_names_the_bad_line(tmp_path, line, message):

@@ -101,6 +101,19 @@ class LabelledText:
                 digest.update(json.dumps([text.text, spans]).encode())
         return digest.hexdigest()
 
+    def without_conflicts(self) -> "LabelledText":
+        """Return the data set without texts that occur with different spans, in whatever split; count them."""
+        spans = _spans_by_text(self.splits)
+        splits = {split: [text for text in texts if len(spans[text.text]) == 1] for split, texts in self.splits.items()}
+        dropped = sum(map(len, self.splits.values())) - sum(map(len, splits.values()))
+        return LabelledText(
+            self.name,
+            self.concepts,
+            splits,
+            self.settings | {"conflicts": "drop"},
+            self.counts | {"texts_with_conflicting_labels_dropped": dropped},
+        )
+
     def manifest(self) -> dict[str, Any]:
         """Return what `manifest.json` holds."""
         return {
@@ -191,12 +204,21 @@ def _span_counts(texts: list[Text]) -> dict[str, int]:
     return dict(sorted(Counter(span.concept for text in texts for span in text.spans).items()))
 
 
-def _repeats(splits: dict[str, list[Text]]) -> dict[str, int]:
-    """Count texts that occur again, and those that occur with different spans; both are kept as they are."""
-    seen: dict[str, set[tuple[Span, ...]]] = {}
-    repeated = 0
+def _spans_by_text(splits: dict[str, list[Text]]) -> dict[str, set[tuple[Span, ...]]]:
+    """Return the different sets of spans that each text occurs with."""
+    spans: dict[str, set[tuple[Span, ...]]] = {}
     for texts in splits.values():
         for text in texts:
-            repeated += text.text in seen
-            seen.setdefault(text.text, set()).add(text.spans)
-    return {"repeated_texts": repeated, "texts_with_conflicting_labels": sum(len(spans) > 1 for spans in seen.values())}
+            spans.setdefault(text.text, set()).add(text.spans)
+    return spans
+
+
+def _repeats(splits: dict[str, list[Text]]) -> dict[str, int]:
+    """Count texts that occur again, those that occur with different spans, and those that occur in several splits."""
+    spans = _spans_by_text(splits)
+    n_splits = Counter(text for texts in splits.values() for text in {text.text for text in texts})
+    return {
+        "repeated_texts": sum(map(len, splits.values())) - len(spans),
+        "texts_with_conflicting_labels": sum(len(different) > 1 for different in spans.values()),
+        "texts_in_several_splits": sum(n > 1 for n in n_splits.values()),
+    }
