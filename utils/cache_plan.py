@@ -88,7 +88,7 @@ def plan_cache(
     rows_per_shard = min(most_rows, max(_FEWEST_ROWS, total // _FEWEST_SHARDS))
     shards = []
     for split, ids in chosen.items():
-        groups = _group(counts[split][:, 0], rows_per_shard)
+        groups = group_texts(counts[split][:, 0], rows_per_shard)
         for n, group in enumerate(groups):
             n_rows, n_tokens = counts[split][group].sum(axis=0).tolist()
             text_ids = ids[group.start : group.stop]
@@ -115,7 +115,7 @@ def _count(
     return np.array(counts, np.int64).reshape(-1, 2)
 
 
-def _group(n_rows: NDArray[np.int64], rows_per_shard: int) -> list[slice]:
+def group_texts(n_rows: NDArray[np.int64], rows_per_shard: int) -> list[slice]:
     """Group consecutive texts, at most `rows_per_shard` rows together unless a text alone has more.
 
     Texts without rows join their neighbours, so that no group is without rows.

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDS = 6
+_ROUNDS = 12  # with 6, neighbours of small n stay neighbours too often
 
 
 class IndexShuffle:
