@@ -1,10 +1,12 @@
 """Cached activations against the model's own hidden states, and what becomes a row."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from utils.activation_cache import ActivationCache
 from utils.caching import cache_activations
@@ -105,3 +107,72 @@ def test_long_texts_are_cut_and_texts_without_tokens_counted(tiny_llama, tmp_pat
     entry = cache.manifest["splits"]["train"]
     assert (entry["texts"], entry["texts_truncated"], entry["texts_without_tokens"]) == (3, 1, 1)
     assert cache.split("train").text_id_B.tolist().count(0) == 128
+
+
+@pytest.mark.parametrize("load_dtype", ["bfloat16", "float32"])
+def test_gemma2_keeps_its_soft_capping_in_every_dtype(tiny_gemma2, tmp_path, load_dtype):
+    data = LabelledText("few", [], {"train": [Text(text) for text in TEXTS[:1]]})
+    cache = ActivationCache(
+        cache_activations(data, tiny_gemma2, 1, "block", tmp_path, dtype="float32", load_dtype=load_dtype)
+    )
+    assert cache.manifest["compute_dtype"] == load_dtype
+    acts_BD = cache.split("train").acts(np.arange(len(cache.split("train"))))
+
+    def last_states(softcapping):
+        config = AutoConfig.from_pretrained(tiny_gemma2.folder, attn_logit_softcapping=softcapping)
+        model = AutoModel.from_pretrained(
+            tiny_gemma2.folder, config=config, dtype=getattr(torch, load_dtype), attn_implementation="eager"
+        )
+        kept = []
+        model.layers[1].register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        encoded = AutoTokenizer.from_pretrained(tiny_gemma2.folder)(TEXTS[0], return_tensors="pt")
+        with torch.no_grad():
+            model(input_ids=encoded["input_ids"])
+        return kept[0][0, 1:].float().numpy()  # without BOS
+
+    np.testing.assert_allclose(acts_BD, last_states(2.0), rtol=1e-5, atol=1e-5)
+    assert np.abs(acts_BD - last_states(None)).max() > 0.1
+
+
+def test_a_model_spread_by_accelerate_gives_the_same(source):
+    encoded = AutoTokenizer.from_pretrained(source.folder)(TEXTS[2], return_tensors="pt")
+    acts = []
+    for device_map in (None, "auto"):
+        model = load_model(source, n_blocks=2, device=torch.device("cpu"), device_map=device_map)
+        with torch.no_grad():
+            acts.append(activations_at(site_module(model, 1, "block"), model, **_batch(encoded)))
+    torch.testing.assert_close(acts[0], acts[1], rtol=0, atol=0)
+
+
+def _batch(encoded):
+    return {"input_ids_BT": encoded["input_ids"], "attention_mask_BT": encoded["attention_mask"]}
+
+
+def test_hooking_leaves_every_logit_as_it_was(source):
+    model = AutoModelForCausalLM.from_pretrained(source.folder, attn_implementation="eager").eval()
+    encoded = AutoTokenizer.from_pretrained(source.folder)(TEXTS[2], return_tensors="pt")
+    with torch.no_grad():
+        before = model(**encoded).logits
+        for site in SITES:
+            activations_at(site_module(model, 0, site), model, **_batch(encoded))
+            assert torch.equal(model(**encoded).logits, before)
+
+
+def test_the_manifest_tells_of_doubtful_texts(tiny_llama, tmp_path):
+    data = LabelledText("own", ["X"], {"train": [whole("Why", "X"), Text("Why"), Text("do")]}, counts={"dropped": 3})
+    manifest = ActivationCache(cache_activations(data, tiny_llama, 0, "block", tmp_path)).manifest
+    assert manifest["text_counts"] == {
+        "dropped": 3, "repeated_texts": 1, "texts_with_conflicting_labels": 1, "texts_in_several_splits": 0,
+    }  # fmt: skip
+
+
+def test_a_long_run_says_what_it_will_take(tiny_llama, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("utils.cache_estimate._TOKENS_WORTH_TIMING", 10)
+    data = LabelledText("few", [], {"train": [Text(text) for text in TEXTS]})
+    with caplog.at_level("INFO"):
+        cache_activations(data, tiny_llama, 0, "block", tmp_path)
+    announced = "\n".join(record.message for record in caplog.records)
+    assert re.search(
+        r"\d+ tokens in 1 of 1 shards are to be cached: [\d.]+ kB on disk \(.* free\), .* of memory", announced
+    )
+    assert re.search(r"about \d+ s; [\d.]+ [MG]B of memory so far", announced)
