@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from create_data import act_dataset, create_dataset
@@ -150,6 +151,40 @@ def test_act_dataset_bad_input(work, sp_folder, tiny_llama, capsys, argv, messag
     code, printed = outcome(capsys, act_dataset.main, *argv, *source, "--model-path", tiny_llama.folder)
     assert_one_line(code, printed, message)
     assert not list(work.iterdir())
+
+
+def test_a_cache_is_verified_and_repaired(cached, sp_folder, tiny_llama, capsys):
+    argv = ["SP", "1", "tiny", "block"]
+    code, printed = outcome(capsys, act_dataset.main, *argv, "--verify")
+    assert code == 0
+    assert "datasets_v2/tiny-SP-B01-block: all 2 shards are whole" in printed.out
+    shard = cached / "datasets_v2/tiny-SP-B01-block/valid/data-00000-of-00001.arrow"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-64])
+    code, printed = outcome(capsys, act_dataset.main, *argv, "--verify")
+    assert_one_line(
+        code, printed, "1 damaged (valid/data-00000-of-00001.arrow: its contents do not match its checksum)"
+    )
+    code, printed = outcome(capsys, act_dataset.main, *argv, "--repair", "--model-path", tiny_llama.folder)
+    assert code == 0, printed.err
+    assert shard.read_bytes() == good
+    code, printed = outcome(capsys, act_dataset.main, "RTP", 1, "tiny", "block", "--verify")
+    assert_one_line(code, printed, "tiny-RTP-B01-block: no cached activations there")
+    code, printed = outcome(capsys, act_dataset.main, *argv, "--verify", "--repair")
+    assert_one_line(code, printed, "not allowed with argument --verify")
+
+
+def test_the_cluster_file_runs_a_command_that_exists(capsys):
+    """The keys that Determined's configuration reference requires, and a command line that our script accepts."""
+    config = yaml.safe_load((ROOT / "create_data/act_dataset.yaml").read_text())
+    assert {"name", "entrypoint", "resources", "bind_mounts", "searcher"} <= set(config)
+    launcher, script = config["entrypoint"].split("python3 create_data/act_dataset.py ")
+    assert launcher.strip() == "python3 -m determined.launch.torch_distributed"
+    words = script.split()
+    mounts = [mount["container_path"] for mount in config["bind_mounts"]]
+    assert words[words.index("--out") + 1] in mounts
+    code, printed = outcome(capsys, act_dataset.main, *words, "--verify")
+    assert_one_line(code, printed, "no cached activations there")
 
 
 def test_unknown_model_and_missing_folder(work, capsys):
