@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored activations")
     parser.add_argument("--max-texts", type=positive_int, help="at most so many texts of each split, chosen at random")
     parser.add_argument(
-        "--batch-tokens", type=positive_int, help="padded tokens of a batch (4,096 on CPU, 16,384 on GPU)"
+        "--batch-tokens", type=positive_int, help="padded tokens of a batch (1,024 on CPU, 16,384 on GPU)"
     )
     parser.add_argument(
         "--load-dtype", choices=LOAD_DTYPES, help="what the model computes in (float32 on CPU, its weights' on GPU)"

@@ -71,6 +71,7 @@ def test_any_cache_reads_back_exactly(tmp_path_factory, text_lengths, rows_per_s
     np.testing.assert_array_equal(np.array(loaded["label"], np.int8).reshape(n_rows, n_concepts), rows.label)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3_000), st.integers(0, 2**32 - 1), st.integers(0, 1_000))
 def test_a_shuffle_is_one_to_one_and_any_part_is_the_same(n, seed, epoch):
     order = IndexShuffle(n, seed, epoch)

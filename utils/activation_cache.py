@@ -1,8 +1,8 @@
 """A finished cache of labelled activations: opened, checked against its manifest, read by rows and by batches."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from utils.activation_store import FORMAT, read_shard, row_features
+from utils.activation_store import FORMAT, TokenRows, read_shard, row_features
 from utils.atomic import read_json_object, sha256_file
 from utils.errors import UserError
 
@@ -75,10 +75,11 @@ class ActivationSplit:
 
     def __init__(self, cache: ActivationCache, name: str) -> None:
         entry = cache.manifest["splits"][name]
-        features = row_features(cache.d_model, len(cache.concepts), cache.manifest["dtype"])
-        self.name = name
-        self._shards = [read_shard(cache.folder / name / shard["file"], features) for shard in entry["shards"]]
-        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
+        self.name, self.d_model, self.dtype = name, cache.d_model, str(cache.manifest["dtype"])
+        features = row_features(self.d_model, len(cache.concepts), self.dtype)
+        shards = [read_shard(cache.folder / name / shard["file"], features) for shard in entry["shards"]]
+        self._columns = {field.name: [getattr(shard, field.name) for shard in shards] for field in fields(TokenRows)}
+        self._starts = np.cumsum([0] + [len(shard) for shard in shards])
         if len(self) != entry["tokens"]:
             raise UserError(
                 f"{cache.folder / name}: {len(self)} rows instead of {entry['tokens']}; make the cache anew"
@@ -90,12 +91,12 @@ class ActivationSplit:
     @cached_property
     def label_BC(self) -> NDArray[np.int8]:
         """The labels of all rows."""
-        return np.concatenate([shard.label for shard in self._shards])
+        return np.concatenate(self._columns["label"])
 
     @cached_property
     def text_id_B(self) -> NDArray[np.int32]:
         """The text of each row, by its index in the split."""
-        return np.concatenate([shard.text_id for shard in self._shards])
+        return np.concatenate(self._columns["text_id"])
 
     def take(self, column: str, ascending_B: NDArray[np.integer], out: NDArray | None = None) -> NDArray:
         """Return a column's values at some rows, as they are stored; the rows must ascend.
@@ -105,14 +106,16 @@ class ActivationSplit:
             ascending_B: the rows.
             out: where to put the values, [B, ...] of the column's type.
         """
-        columns = [getattr(shard, column) for shard in self._shards]
+        values = self._columns[column]
         if out is None:
-            out = np.empty((len(ascending_B), *columns[0].shape[1:]), columns[0].dtype)
-        bounds = np.searchsorted(ascending_B, self._starts).tolist()
-        for values, first_row, (start, end) in zip(columns, self._starts, pairwise(bounds), strict=False):
+            out = np.empty((len(ascending_B), *values[0].shape[1:]), values[0].dtype)
+        end = 0
+        for shard, end_of_shard in enumerate(np.searchsorted(ascending_B, self._starts[1:]).tolist()):
+            start, end = end, end_of_shard
             if start < end:
                 # "clip" as numpy takes through a buffer otherwise; every row is in range.
-                np.take(values, ascending_B[start:end] - first_row, axis=0, out=out[start:end], mode="clip")
+                local_B = ascending_B[start:end] - self._starts[shard]
+                np.take(values[shard], local_B, axis=0, out=out[start:end], mode="clip")
         return out
 
     def acts(self, rows_B: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -1,5 +1,7 @@
 """Shuffled batches of cached activations for training: read ahead in the background, and handed to the GPU."""
 
+import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +16,7 @@ from utils.activation_cache import ActivationSplit
 from utils.index_shuffle import IndexShuffle
 
 _THREADS = 2
-_BATCHES_AHEAD = 4
+_STEPS_AT_ONCE = 4  # a thread's task; handing over single batches would take as long as reading them
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,28 @@ class Batch:
     rows_B: NDArray[np.int64]
     acts_BD: Tensor
     labels_BC: Tensor
+
+
+class _Buffers:
+    """Arrays of one shape that are used again once nobody refers to them.
+
+    Fresh memory for every batch would cost more time than reading it, as the system hands it out page by page.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._arrays: list[NDArray] = []
+        self._lock = threading.Lock()
+
+    def get(self) -> NDArray:
+        """Return an array with whatever values."""
+        with self._lock:
+            for array in self._arrays:
+                # The list, the loop and the call itself refer to it; so would a tensor made from it, or its view.
+                if sys.getrefcount(array) == 3:
+                    return array
+            self._arrays.append(np.empty(self._shape, self._dtype))
+            return self._arrays[-1]
 
 
 class ActivationReader:
@@ -61,6 +85,8 @@ class ActivationReader:
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
+        self._newest: tuple[int, IndexShuffle] | None = None
+        self._buffers = _Buffers((batch_size, split.d_model), split.dtype)
 
     def __len__(self) -> int:
         """Return the number of steps of an epoch."""
@@ -69,34 +95,47 @@ class ActivationReader:
     def rows(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Return the rows of one step, ascending."""
         start = (step * self.world_size + self.rank) * self.batch_size
-        order = IndexShuffle(len(self.split), self.seed, epoch)
-        return np.sort(order(np.arange(start, start + self.batch_size)))
+        return np.sort(self._order(epoch)(np.arange(start, start + self.batch_size)))
+
+    def _order(self, epoch: int) -> IndexShuffle:
+        if self._newest is None or self._newest[0] != epoch:
+            self._newest = (epoch, IndexShuffle(len(self.split), self.seed, epoch))
+        return self._newest[1]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from any step on."""
-        steps = iter(range(first_step, len(self)))
-        waiting: deque[Future[Batch]] = deque()
+        starts = iter(range(first_step, len(self), _STEPS_AT_ONCE))
+        waiting: deque[Future[list[Batch]]] = deque()
         with ThreadPoolExecutor(_THREADS) as ahead:
             try:
                 while True:
-                    while len(waiting) < _BATCHES_AHEAD and (step := next(steps, None)) is not None:
-                        waiting.append(ahead.submit(self._read, epoch, step))
+                    while len(waiting) <= _THREADS and (start := next(starts, None)) is not None:
+                        steps = range(start, min(start + _STEPS_AT_ONCE, len(self)))
+                        waiting.append(ahead.submit(self._read, epoch, steps))
                     if not waiting:
                         return
-                    batch = waiting.popleft().result()
-                    acts_BD, labels_BC = (
-                        tensor.to(self.device, non_blocking=True) for tensor in (batch.acts_BD, batch.labels_BC)
-                    )
-                    yield Batch(batch.rows_B, acts_BD, labels_BC)
+                    for batch in waiting.popleft().result():
+                        yield self._on_device(batch)
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _read(self, epoch: int, step: int) -> Batch:
-        """Read one batch into memory that a GPU copies from without waiting."""
-        rows_B = self.rows(epoch, step)
-        acts_BD = torch.from_numpy(self.split.take("acts", rows_B))
-        labels_BC = torch.from_numpy(self.split.take("label", rows_B))
-        if self.device.type == "cuda":
-            acts_BD, labels_BC = acts_BD.pin_memory(), labels_BC.pin_memory()
-        return Batch(rows_B, acts_BD, labels_BC)
+    def _read(self, epoch: int, steps: range) -> list[Batch]:
+        """Read some batches into memory that a GPU copies from without waiting."""
+        return [self._read_one(self.rows(epoch, step)) for step in steps]
+
+    def _read_one(self, rows_B: NDArray[np.int64]) -> Batch:
+        if self.device.type == "cuda":  # PyTorch keeps and reuses pinned memory by itself
+            acts_BD = torch.empty(
+                (len(rows_B), self.split.d_model), dtype=getattr(torch, self.split.dtype), pin_memory=True
+            )
+            self.split.take("acts", rows_B, out=acts_BD.numpy())
+        else:
+            acts_BD = torch.from_numpy(self.split.take("acts", rows_B, out=self._buffers.get()))
+        return Batch(rows_B, acts_BD, torch.from_numpy(self.split.take("label", rows_B)))
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        acts_BD, labels_BC = (tensor.to(self.device, non_blocking=True) for tensor in (batch.acts_BD, batch.labels_BC))
+        return Batch(batch.rows_B, acts_BD, labels_BC)

@@ -22,6 +22,8 @@ from utils.tokens import TokenisedText, count_tokens, tokenise
 _FEWEST_ROWS = 16_384
 _FEWEST_SHARDS = 16
 _TEXTS_AT_ONCE = 1_000
+_LEAST_FILLING = 0.8
+_BUSY = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,21 @@ def group_texts(n_rows: NDArray[np.int64], rows_per_shard: int) -> list[slice]:
 
 
 def length_sorted_batches(texts: list[TokenisedText], budget: int) -> Iterator[list[int]]:
-    """Yield indices of texts of similar length, longest first, whose padded size stays within a budget of tokens."""
+    """Yield indices of texts of similar length, longest first, whose padded size stays within a budget of tokens.
+
+    A batch also ends before a text that would mostly be padding, once it is large enough to keep the processor busy.
+    """
     order = sorted((i for i, text in enumerate(texts) if text.n_rows), key=lambda i: -len(texts[i].input_ids_T))
-    start = 0
-    while start < len(order):
-        n_texts = max(1, budget // len(texts[order[start]].input_ids_T))
-        yield order[start : start + n_texts]
-        start += n_texts
+    batch: list[int] = []
+    longest = 0
+    for i in order:
+        length = len(texts[i].input_ids_T)
+        full = longest * (len(batch) + 1) > budget
+        padded = length < _LEAST_FILLING * longest and longest * len(batch) >= budget * _BUSY
+        if batch and (full or padded):
+            yield batch
+            batch = []
+        longest = longest if batch else length
+        batch.append(i)
+    if batch:
+        yield batch

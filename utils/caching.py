@@ -62,7 +62,7 @@ def cache_activations(
         out: the cache becomes the folder `<model>-<DATASET>-B<block>-<site>` in it.
         dtype: of the stored activations, `float16` or `float32`.
         max_texts: at most so many texts of each split.
-        batch_tokens: padded tokens of a batch; by default 4,096 on a CPU, 16,384 on a GPU.
+        batch_tokens: padded tokens of a batch; by default 1,024 on a CPU, 16,384 on a GPU.
         load_dtype: what the model computes in, see `utils.models.compute_dtype`.
         device_map: how it is spread over several GPUs, see `utils.models.load_model`.
         seed: of the choice of texts.

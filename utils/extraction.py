@@ -19,7 +19,7 @@ from utils.hooks import activations_at, site_module
 from utils.models import ModelSource, default_device, load_model
 from utils.tokens import TokenisedText
 
-CPU_BATCH_TOKENS = 4_096
+CPU_BATCH_TOKENS = 1_024
 GPU_BATCH_TOKENS = 16_384
 
 
