@@ -186,6 +186,11 @@ def compute_dtype(config: Any, device: torch.device, wanted: str | None = None) 
     return torch.float32 if device.type == "cpu" or config.dtype is None else config.dtype
 
 
+def attention_implementation(config: Any) -> str:
+    """Return which attention a model needs: only the eager one applies Gemma-2's soft-capping of its scores."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
 def load_model(
     source: ModelSource,
     *,
@@ -212,16 +217,14 @@ def load_model(
     config.num_hidden_layers = n_blocks
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:n_blocks]
-    # Only the eager implementation applies Gemma-2's soft-capping of attention scores.
-    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
     try:
-        with _quiet_loading():
+        with quiet_loading():
             model, info = AutoModel.from_pretrained(
                 source.folder,
                 config=config,
                 dtype=compute_dtype(config, device, load_dtype),
                 device_map=device_map,
-                attn_implementation=attention,
+                attn_implementation=attention_implementation(config),
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -235,7 +238,7 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-class _quiet_loading:  # noqa: N801 - a context manager, named like a function
+class quiet_loading:  # noqa: N801 - a context manager, named like a function
     """Silences the notices about the weights of the blocks that are left out on purpose."""
 
     def __enter__(self) -> None:

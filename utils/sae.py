@@ -1,4 +1,8 @@
-"""The sparse autoencoder of the paper: per-token normalisation, an encoder, TopK, a decoder (DESIGN: G-SAE)."""
+"""The sparse autoencoder of the paper: per-token normalisation, an encoder, TopK, a decoder.
+
+SAEs of other libraries differ in the normalisation, in whether the encoder subtracts the decoder's bias, and in the
+activation; the config says so, and the formulas stay the same.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -10,7 +14,8 @@ from torch.nn import functional as F
 from utils.errors import UserError
 
 TOPK_POSTACTS = {"topk": torch.relu, "topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh}
-ACTIVATIONS = (*TOPK_POSTACTS, "relu", "jumprelu", "identity")
+ACTIVATIONS = (*TOPK_POSTACTS, "topk-signed", "relu", "jumprelu", "identity")
+NORMALISATIONS = ("layer_norm", "none", "constant_norm")
 NORM_EPSILON = 1e-5
 JUMPRELU_BANDWIDTH = 1e-3
 
@@ -23,7 +28,11 @@ class SAEConfig:
         n_inputs: width of the activations, D.
         n_latents: number of latents, N.
         k: latents kept per token by the TopK activations; the others ignore it.
-        activation: one of `ACTIVATIONS`.
+        activation: one of `ACTIVATIONS`; `topk-signed` keeps the k largest by their size, with their sign.
+        normalisation: what comes before the encoder, undone after the decoder: `layer_norm` (the paper's), `none`, or
+            `constant_norm` (every token scaled to the norm sqrt(D)).
+        input_scale: a factor on all inputs, undone after the decoder; only without another normalisation.
+        subtract_pre_bias: whether the encoder sees z - b_pre, or z itself.
 
     Raises:
         UserError: an impossible value, which the message names.
@@ -33,6 +42,9 @@ class SAEConfig:
     n_latents: int
     k: int
     activation: str = "topk-sigmoid"
+    normalisation: str = "layer_norm"
+    input_scale: float = 1.0
+    subtract_pre_bias: bool = True
 
     def __post_init__(self) -> None:
         for key in ("n_inputs", "n_latents", "k"):
@@ -41,10 +53,15 @@ class SAEConfig:
                 raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation: {self.activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        if self.normalisation not in NORMALISATIONS:
+            known = ", ".join(NORMALISATIONS)
+            raise UserError(f"normalisation: {self.normalisation!r} is unknown; choose one of {known}")
+        if not self.input_scale > 0 or (self.input_scale != 1 and self.normalisation != "none"):
+            raise UserError(f"input_scale: {self.input_scale} does not go with normalisation {self.normalisation}")
         if self.k > self.n_latents:
             raise UserError(f"k: {self.k} is more than the {self.n_latents} latents there are")
 
-    def to_dict(self) -> dict[str, int | str]:
+    def to_dict(self) -> dict[str, int | float | str]:
         """Return the fields as plain values for JSON."""
         return asdict(self)
 
@@ -82,7 +99,16 @@ class SAE(nn.Module):
         return SAEOutput(self.decode(latents_BN, mean_B1, std_B1), latents_BN, pre_BN)
 
     def normalise(self, acts_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (z_BD, mean_B1, std_B1), the statistics taken over each token's D values (std with D - 1)."""
+        """Return (z_BD, mean_B1, std_B1), such that z std + mean is the activation.
+
+        For `layer_norm` the statistics are taken over each token's D values (std with D - 1).
+        """
+        if self.config.normalisation != "layer_norm":
+            if self.config.normalisation == "constant_norm":
+                std_B1 = acts_BD.norm(dim=-1, keepdim=True) / self.config.n_inputs**0.5
+            else:
+                std_B1 = torch.full_like(acts_BD[..., :1], 1 / self.config.input_scale)
+            return acts_BD / std_B1, torch.zeros_like(std_B1), std_B1
         mean_B1 = acts_BD.mean(dim=-1, keepdim=True)
         centred_BD = acts_BD - mean_B1
         std_B1 = centred_BD.std(dim=-1, keepdim=True)
@@ -94,7 +120,9 @@ class SAE(nn.Module):
         W_enc b_pre is taken out of the product, so that the gradient of b_pre costs a matrix-vector product and not a
         matrix product over the batch.
         """
-        bias_N = self.latent_bias - self.encoder.weight @ self.pre_bias
+        bias_N: Tensor = self.latent_bias
+        if self.config.subtract_pre_bias:
+            bias_N = bias_N - self.encoder.weight @ self.pre_bias
         return F.linear(z_BD, self.encoder.weight, bias_N)
 
     def activate(self, pre_BN: Tensor) -> Tensor:
@@ -103,6 +131,9 @@ class SAE(nn.Module):
         if kind in TOPK_POSTACTS:
             values_BK, indices_BK = pre_BN.topk(self.config.k, dim=-1, sorted=False)
             return torch.zeros_like(pre_BN).scatter(-1, indices_BK, TOPK_POSTACTS[kind](values_BK))
+        if kind == "topk-signed":
+            indices_BK = pre_BN.abs().topk(self.config.k, dim=-1, sorted=False).indices
+            return torch.zeros_like(pre_BN).scatter(-1, indices_BK, pre_BN.gather(-1, indices_BK))
         if kind == "relu":
             return torch.relu(pre_BN)
         if kind == "jumprelu":
