@@ -91,6 +91,16 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    return Checkpoint(build_sae(str(path), sae.config, weights), config, folder)
+
+
+def build_sae(where: str, config: SAEConfig, weights: dict[str, Tensor]) -> SAE:
+    """Return an SAE with these weights, in evaluation mode.
+
+    Raises:
+        UserError: missing or unexpected tensors, other shapes, NaN or infinite values; all are listed.
+    """
+    sae = SAE(config)
     expected = sae.state_dict()
     problems = [f"missing {name}" for name in expected.keys() - weights.keys()]
     problems += [f"unexpected {name}" for name in weights.keys() - expected.keys()]
@@ -100,9 +110,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         elif not torch.isfinite(weights[name]).all():
             problems.append(f"{name} holds NaN or inf")
     if problems:
-        raise UserError(f"{path}: {', '.join(sorted(problems))}")
+        raise UserError(f"{where}: {', '.join(sorted(problems))}")
     sae.load_state_dict(weights)
-    return Checkpoint(sae.eval().requires_grad_(False), config, folder)
+    return sae.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

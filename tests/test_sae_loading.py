@@ -1,0 +1,365 @@
+"""Every format read here gives what its own definition says; what cannot be loaded is one line."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from utils.errors import UserError
+from utils.sae import SAE, SAEConfig
+from utils.sae_loading import FORMATS, get_model, load_sae
+
+D, N, K = 8, 24, 4
+
+
+@pytest.fixture
+def parts():
+    """Weights of an SAE: W_enc [D, N], W_dec [N, D], b_enc [N], b_dec [D], threshold [N]."""
+    return {
+        "W_enc": torch.randn(D, N), "W_dec": torch.randn(N, D), "b_enc": torch.randn(N) * 0.1,
+        "b_dec": torch.randn(D) * 0.1, "threshold": torch.rand(N) * 0.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def x():
+    return torch.randn(50, D) * 3 + 1
+
+
+def top(pre_BN, k=K):
+    return torch.zeros_like(pre_BN).scatter(1, pre_BN.topk(k).indices, 1.0)
+
+
+def contiguous(tensors):
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def assert_same(loaded, x, latents_BN, reconstruction_BD):
+    torch.testing.assert_close(loaded.sae.encode(x), latents_BN, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded.sae(x).reconstruction_BD, reconstruction_BD, rtol=1e-5, atol=1e-5)
+
+
+def write_sparsify(folder, p, **changes):
+    described = {"d_in": D, "k": K, "expansion_factor": N // D, "normalize_decoder": True} | changes
+    write_json(folder / "cfg.json", described)
+    tensors = {"encoder.weight": p["W_enc"].T, "encoder.bias": p["b_enc"], "W_dec": p["W_dec"], "b_dec": p["b_dec"]}
+    save_file(contiguous(tensors), folder / "sae.safetensors")
+
+
+@pytest.mark.parametrize("n_latents", [{}, {"num_latents": 0}, {"num_latents": N}])
+def test_sparsify(parts, x, tmp_path, n_latents):
+    write_sparsify(tmp_path / "layers.10", parts, **n_latents)
+    loaded = load_sae(f"sparsify:{tmp_path}/layers.10")
+    pre_BN = torch.relu((x - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"])
+    latents_BN = pre_BN * top(pre_BN)
+    assert_same(loaded, x, latents_BN, latents_BN @ parts["W_dec"] + parts["b_dec"])
+    assert (loaded.origin["block"], loaded.origin["site"]) == (10, "block")
+    write_sparsify(tmp_path / "layers.3.mlp", parts)
+    assert load_sae(f"sparsify:{tmp_path}/layers.3.mlp").origin["site"] == "mlp"
+
+
+def test_sparsify_signed_keeps_negative_latents(parts, x, tmp_path):
+    write_sparsify(tmp_path / "layers.1", parts, signed=True)
+    pre_BN = (x - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = pre_BN * top(pre_BN.abs())
+    assert (latents_BN < 0).any()
+    loaded = load_sae(f"sparsify:{tmp_path}/layers.1")
+    assert_same(loaded, x, latents_BN, latents_BN @ parts["W_dec"] + parts["b_dec"])
+
+
+def write_saelens(folder, p, **changes):
+    described = {"d_in": D, "d_sae": N, "dtype": "float32", "apply_b_dec_to_input": True} | changes
+    write_json(folder / "cfg.json", described)
+    names = ["W_enc", "b_enc", "W_dec", "b_dec"] + ["threshold"] * (changes.get("architecture") == "jumprelu")
+    save_file({name: p[name] for name in names}, folder / "sae_weights.safetensors")
+    return load_sae(f"saelens:{folder}")
+
+
+def test_saelens_topk_with_layer_norm(parts, x, tmp_path):
+    metadata = {"model_name": "gpt2", "hook_name": "blocks.7.hook_resid_post"}
+    loaded = write_saelens(
+        tmp_path, parts, architecture="topk", k=K, normalize_activations="layer_norm", metadata=metadata
+    )
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    z = (x - mean) / (std + 1e-5)
+    pre_BN = (z - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = torch.relu(pre_BN) * top(pre_BN)
+    assert_same(loaded, x, latents_BN, (latents_BN @ parts["W_dec"] + parts["b_dec"]) * std + mean)
+    assert {key: loaded.origin[key] for key in ("model", "block", "site")} == {
+        "model": "gpt2", "block": 7, "site": "block",
+    }  # fmt: skip
+
+
+def test_saelens_topk_of_latents_rescaled_by_their_decoder_norm(parts, x, tmp_path):
+    loaded = write_saelens(tmp_path, parts, architecture="topk", k=K, rescale_acts_by_decoder_norm=True)
+    norm_N = parts["W_dec"].norm(dim=1)
+    pre_BN = ((x - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]) * norm_N
+    latents_BN = torch.relu(pre_BN) * top(pre_BN)
+    assert_same(loaded, x, latents_BN, latents_BN @ (parts["W_dec"] / norm_N[:, None]) + parts["b_dec"])
+
+
+def test_saelens_jumprelu_without_pre_bias(parts, x, tmp_path):
+    loaded = write_saelens(
+        tmp_path, parts, architecture="jumprelu", apply_b_dec_to_input=False,
+        normalize_activations="constant_norm_rescale", hook_name="blocks.3.hook_resid_pre",
+    )  # fmt: skip
+    scale = math.sqrt(D) / x.norm(dim=1, keepdim=True)
+    pre_BN = x * scale @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = torch.relu(pre_BN) * (pre_BN > parts["threshold"])
+    assert_same(loaded, x, latents_BN, (latents_BN @ parts["W_dec"] + parts["b_dec"]) / scale)
+    assert (loaded.origin["block"], loaded.origin["site"]) == (2, "block")
+
+
+def test_saelens_5_writes_topk_as_standard(parts, x, tmp_path):
+    loaded = write_saelens(
+        tmp_path, parts, architecture="standard", activation_fn_str="topk", activation_fn_kwargs={"k": K},
+        hook_name="blocks.0.hook_mlp_out", normalize_activations=False,
+    )  # fmt: skip
+    pre_BN = (x - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = torch.relu(pre_BN) * top(pre_BN)
+    assert_same(loaded, x, latents_BN, latents_BN @ parts["W_dec"] + parts["b_dec"])
+    assert loaded.origin["site"] == "mlp"
+
+
+def test_gemma_scope(parts, x, tmp_path):
+    folder = tmp_path / "layer_20" / "width_16k" / "average_l0_71"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in parts.items()})
+    loaded = load_sae(f"gemma_scope:{folder}")
+    pre_BN = x @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = torch.relu(pre_BN) * (pre_BN > parts["threshold"])
+    assert_same(loaded, x, latents_BN, latents_BN @ parts["W_dec"] + parts["b_dec"])
+    assert loaded.origin["block"] == 20
+    assert_same(
+        load_sae(f"gemma_scope:{folder}/params.npz"), x, latents_BN, latents_BN @ parts["W_dec"] + parts["b_dec"]
+    )
+
+
+def test_llama_scope(parts, x, tmp_path):
+    write_json(
+        tmp_path / "hyperparams.json",
+        {
+            "d_model": D, "d_sae": N, "jump_relu_threshold": 0.4, "hook_point_in": "blocks.15.hook_resid_post",
+            "dataset_average_activation_norm": {"in": 7.5, "out": 7.5},
+        },
+    )  # fmt: skip
+    (tmp_path / "checkpoints").mkdir()
+    tensors = {
+        "encoder.weight": parts["W_enc"].T, "encoder.bias": parts["b_enc"],
+        "decoder.weight": parts["W_dec"].T, "decoder.bias": parts["b_dec"],
+    }  # fmt: skip
+    save_file(contiguous(tensors), tmp_path / "checkpoints/final.safetensors")
+    scale = math.sqrt(D) / 7.5
+    pre_BN = x * scale @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = torch.relu(pre_BN) * (pre_BN > 0.4)
+    loaded = load_sae(f"llama_scope:{tmp_path}")
+    assert_same(loaded, x, latents_BN, (latents_BN @ parts["W_dec"] + parts["b_dec"]) / scale)
+    assert loaded.origin["block"] == 15
+
+
+def write_dictionary(folder, kind, tensors, **trainer):
+    described = {"dict_class": kind, "layer": 4, "lm_name": "gpt2", "submodule_name": "resid_post_layer_4"} | trainer
+    write_json(folder / "config.json", {"trainer": described, "buffer": {}})
+    torch.save(tensors, folder / "ae.pt")
+    return load_sae(f"dictionary_learning:{folder}")
+
+
+def dictionary_tensors(p, **more):
+    encoder = {"encoder.weight": p["W_enc"].T, "encoder.bias": p["b_enc"], "decoder.weight": p["W_dec"].T}
+    return encoder | {"b_dec": p["b_dec"]} | more
+
+
+def test_dictionary_learning(parts, x, tmp_path):
+    pre_BN = torch.relu((x - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"])
+
+    def decoded(latents_BN):
+        return latents_BN @ parts["W_dec"] + parts["b_dec"]
+
+    topk = dictionary_tensors(parts, k=torch.tensor(K), threshold=torch.tensor(-1.0))
+    loaded = write_dictionary(tmp_path / "topk", "AutoEncoderTopK", topk)
+    assert_same(loaded, x, pre_BN * top(pre_BN), decoded(pre_BN * top(pre_BN)))
+    assert (loaded.origin["block"], loaded.origin["model"]) == (4, "gpt2")
+    batch = dictionary_tensors(parts, k=torch.tensor(K), threshold=torch.tensor(0.8))
+    loaded = write_dictionary(tmp_path / "batch", "BatchTopKSAE", batch)
+    assert_same(loaded, x, pre_BN * (pre_BN > 0.8), decoded(pre_BN * (pre_BN > 0.8)))
+    relu = dictionary_tensors(parts)
+    relu["bias"] = relu.pop("b_dec")
+    assert_same(write_dictionary(tmp_path / "relu", "AutoEncoder", relu), x, pre_BN, decoded(pre_BN))
+    jump_BN = x @ parts["W_enc"] + parts["b_enc"]
+    jump_BN = jump_BN * (jump_BN > parts["threshold"])
+    assert_same(write_dictionary(tmp_path / "jump", "JumpReluAutoEncoder", parts), x, jump_BN, decoded(jump_BN))
+    with pytest.raises(UserError, match="its threshold was never set"):
+        write_dictionary(tmp_path / "unset", "BatchTopKSAE", topk)
+    with pytest.raises(UserError, match="dict_class 'GatedAutoEncoder' is not supported"):
+        write_dictionary(tmp_path / "gated", "GatedAutoEncoder", topk)
+    with pytest.raises(UserError, match="a backup of a training run"):
+        write_dictionary(tmp_path / "backup", "AutoEncoder", {"step": 3, "ae": {}, "optimizer": {}})
+
+
+def released_tensors(p, **more):
+    return {
+        "pre_bias": p["b_dec"], "encoder.weight": p["W_enc"].T, "latent_bias": p["b_enc"],
+        "decoder.weight": p["W_dec"].T,
+    } | more  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "normalised"), [("TopK", True), ("ReLU", False)])
+def test_openai(parts, x, tmp_path, kind, normalised):
+    more = {"activation": kind, "stats_last_nonzero": torch.zeros(N)}
+    if kind == "TopK":
+        more["activation_state_dict"] = {"k": K, "postact_fn": "ReLU"}
+    torch.save(released_tensors(parts, **more), tmp_path / "10.pt")
+    mean, std = (x.mean(1, keepdim=True), x.std(1, keepdim=True)) if normalised else (0, 1)
+    pre_BN = ((x - mean) / (std + 1e-5 * normalised) - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]
+    latents_BN = torch.relu(pre_BN) * (top(pre_BN) if kind == "TopK" else 1)
+    loaded = load_sae(f"openai:{tmp_path}/10.pt")
+    assert_same(loaded, x, latents_BN, (latents_BN @ parts["W_dec"] + parts["b_dec"]) * std + mean)
+    assert loaded.origin["block"] == 10
+
+
+def guided_formula(p, x):
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    pre_BN = ((x - mean) / (std + 1e-5) - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    latents_BN = torch.sigmoid(pre_BN) * top(pre_BN)
+    return latents_BN, (latents_BN @ p["W_dec"] + p["b_dec"]) * std + mean
+
+
+RUN = {
+    "batch_size": 2048, "ds_path": "x", "factor": 3, "k": K, "lr": 1e-5, "max_epochs": 100, "n_inputs": D,
+    "activation": "topk-sigmoid",
+}  # fmt: skip
+
+
+def test_released_names_and_the_tied_decoder(parts, x, tmp_path):
+    write_json(tmp_path / "sae.json", RUN)
+    torch.save(released_tensors(parts), tmp_path / "sae.pt")
+    assert_same(load_sae(f"released:{tmp_path}/sae.pt"), x, *guided_formula(parts, x))
+    tied = {f"module.{name}": tensor for name, tensor in released_tensors(parts).items() if "decoder" not in name}
+    tied["module.decoder.linear.weight"] = tied["module.encoder.weight"]
+    torch.save(tied, tmp_path / "tied.pt")
+    loaded = load_sae(f"released:{tmp_path}/tied.pt", run_config=tmp_path / "sae.json")
+    assert_same(loaded, x, *guided_formula(parts | {"W_dec": parts["W_enc"].T}, x))
+    with pytest.raises(UserError, match=r"tied.json: no such file"):
+        load_sae(f"released:{tmp_path}/tied.pt")
+
+
+class Hostile:
+    """A pickle that would write a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def write_determined(folder, p, config_path, scaling, epochs, **metadata):
+    folder.mkdir(parents=True)
+    hparams = {"config_path": str(config_path), "cond_loss_scaling": scaling, "global_batch_size": 2048}
+    write_json(folder / "load_data.json", {"trial_type": "PyTorchTrial", "hparams": hparams})
+    write_json(folder / "metadata.json", {"steps_completed": epochs, "framework": "torch"} | metadata)
+    state = {
+        "models_state_dict": [released_tensors(p)], "optimizers_state_dict": [{}],
+        "rng_state": {"np_rng_state": np.arange(5, dtype="uint32"), "cpu": torch.zeros(3)},
+    }  # fmt: skip
+    torch.save(state, folder / "state_dict.pth")
+    (folder / "trial_state.pkl").write_bytes(pickle.dumps({"trial_id": 1, "epochs_trained": epochs, "last_val": 3}))
+
+
+def test_determined_storage_is_searched_by_name_scaling_and_epoch(parts, x, tmp_path):
+    run = tmp_path / "llama3-l24-b11-k4.json"
+    write_json(run, RUN)
+    other = {name: tensor + 1 for name, tensor in parts.items()}
+    storage = tmp_path / "storage"
+    write_determined(storage / "uuid-a", other, run, 0, 100)
+    write_determined(storage / "uuid-b", other, run, 1, 50, validation_loss=0.1)
+    write_determined(storage / "uuid-c", parts, run, 1, 100, validation_loss=0.2)
+    name = f"determined:{storage}/llama3-l24-b11-k4"
+    assert_same(load_sae(f"{name}_s1"), x, *guided_formula(parts, x))
+    assert_same(load_sae(f"{name}_s1@100"), x, *guided_formula(parts, x))
+    assert_same(load_sae(f"{name}_s1@50"), x, *guided_formula(other, x))
+    assert_same(load_sae(f"{name}_s1@best"), x, *guided_formula(other, x))
+    loaded = load_sae(f"determined:{storage}/uuid-c")
+    assert_same(loaded, x, *guided_formula(parts, x))
+    assert loaded.origin["epochs_trained"] == 100
+    with pytest.raises(
+        UserError, match=r"no such checkpoint in .*; it holds llama3-l24-b11-k4_s0, llama3-l24-b11-k4_s1"
+    ):
+        load_sae(f"{name}_s5")
+    run.unlink()
+    with pytest.raises(UserError, match=r"its run config .* is not there"):
+        load_sae(f"{name}_s1")
+    moved = tmp_path / "moved.json"
+    write_json(moved, RUN)
+    assert_same(load_sae(f"{name}_s1", run_config=moved), x, *guided_formula(parts, x))
+
+
+@pytest.mark.parametrize("file", ["state_dict.pth", "trial_state.pkl"])
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(parts, tmp_path, file):
+    run = tmp_path / "r.json"
+    write_json(run, RUN)
+    folder = tmp_path / "ckpt"
+    write_determined(folder, parts, run, 1, 3)
+    trap = tmp_path / "trap"
+    if file == "state_dict.pth":
+        torch.save({"models_state_dict": [released_tensors(parts)], "more": Hostile(trap)}, folder / file)
+    else:
+        (folder / file).write_bytes(pickle.dumps({"epochs_trained": Hostile(trap)}))
+    with pytest.raises(UserError, match=f"{file}: .*refused"):
+        load_sae(f"determined:{folder}")
+    assert not trap.exists()
+
+
+def test_what_cannot_be_loaded_is_one_line(parts, tmp_path, tiny_llama):
+    with pytest.raises(UserError, match="unknown format 'npy'; known are guided, sparsify, saelens"):
+        load_sae("npy:somewhere")
+    with pytest.raises(UserError, match="no checkpoint there"):
+        load_sae(str(tmp_path / "none"))
+    folder = tmp_path / "layers.10"
+    write_sparsify(folder, parts)
+    with pytest.raises(UserError, match="block 10 is out of range: the model has blocks 0 to 1"):
+        get_model("tiny", f"sparsify:{folder}", model_path=str(tiny_llama.folder))
+    with pytest.raises(UserError, match="the SAE takes activations 8 wide, but the model's are 32 wide"):
+        get_model("tiny", f"sparsify:{folder}", model_path=str(tiny_llama.folder), block=0)
+    write_sparsify(folder, parts, d_in=9)
+    with pytest.raises(UserError, match=r"decoder.weight is \(8, 24\) instead of \(9, 24\)"):
+        load_sae(f"sparsify:{folder}")
+    write_sparsify(folder, parts | {"b_dec": torch.full((D,), float("nan"))})
+    with pytest.raises(UserError, match="pre_bias holds NaN or inf"):
+        load_sae(f"sparsify:{folder}")
+    weights = folder / "sae.safetensors"
+    save_file({"encoder.weight": torch.zeros(N, D), "extra": torch.zeros(1)}, weights)
+    with pytest.raises(UserError, match=r"no encoder.bias; it holds encoder.weight, extra"):
+        load_sae(f"sparsify:{folder}")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"sae.safetensors: cannot be read"):
+        load_sae(f"sparsify:{folder}")
+
+
+def test_get_model_attaches_and_pads_left(tiny_llama, tmp_path):
+    sae = SAE(SAEConfig(32, 24, K, "topk", normalisation="none"))
+    p = {
+        "W_enc": sae.encoder.weight.T, "W_dec": sae.decoder.weight.T, "b_enc": sae.latent_bias, "b_dec": sae.pre_bias,
+    }  # fmt: skip
+    write_sparsify(tmp_path / "layers.1", {name: tensor.detach() for name, tensor in p.items()}, d_in=32)
+    model, tokenizer = get_model("tiny", f"sparsify:{tmp_path}/layers.1", model_path=str(tiny_llama.folder))
+    assert tokenizer.padding_side == "left"
+    encoded = tokenizer(["Why do you cry ?", "Thou"], return_tensors="pt", padding=True)
+    with torch.no_grad(), model.capture() as captured:
+        model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"])
+    assert captured.latents[0].shape == (*encoded["input_ids"].shape, 24)
+    torch.testing.assert_close(captured.latents[0], sae.encode(captured.acts[0]))
+
+
+def test_every_format_is_tested_here():
+    tested = {"guided", "sparsify", "saelens", "gemma_scope", "llama_scope", "dictionary_learning", "openai"}
+    assert set(FORMATS) == tested | {"released", "determined"}
