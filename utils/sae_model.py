@@ -114,13 +114,34 @@ class SAEModelMixin:
             yield captured
 
     @contextmanager
-    def reconstruct(self, *, error_term: bool = False) -> Iterator[None]:
-        """Replace the activations by the SAE's reconstruction; with the error term, by it and what it misses."""
+    def reconstruct(self, *, error_term: bool = False, untouched_BT: Tensor | None = None) -> Iterator[None]:
+        """Replace the activations by the SAE's reconstruction.
 
-        def replace(acts_BTD: Tensor, changed_BTD: Tensor) -> Tensor:
+        Args:
+            error_term: add what the reconstruction misses, so that other effects on it can be seen alone.
+            untouched_BT: True at positions that keep their activation, such as special tokens, which SAEs never saw.
+        """
+
+        def reconstructed(acts_BTD: Tensor) -> Tensor:
             reconstruction_BTD = self._sae_beside(acts_BTD)(acts_BTD).reconstruction_BD
-            error_BTD = acts_BTD - reconstruction_BTD if error_term else 0
-            return reconstruction_BTD + error_BTD + (changed_BTD - acts_BTD)
+            return reconstruction_BTD + (acts_BTD - reconstruction_BTD) if error_term else reconstruction_BTD
+
+        with self._replacement(reconstructed, untouched_BT):
+            yield
+
+    @contextmanager
+    def ablate(self, *, untouched_BT: Tensor | None = None) -> Iterator[None]:
+        """Replace the activations by zeros: what is lost where nothing of them is handed on."""
+        with self._replacement(torch.zeros_like, untouched_BT):
+            yield
+
+    @contextmanager
+    def _replacement(self, new: Callable[[Tensor], Tensor], untouched_BT: Tensor | None) -> Iterator[None]:
+        def replace(acts_BTD: Tensor, changed_BTD: Tensor) -> Tensor:
+            new_BTD = new(acts_BTD) + (changed_BTD - acts_BTD)
+            if untouched_BT is None:
+                return new_BTD
+            return torch.where(untouched_BT.to(acts_BTD.device).unsqueeze(-1), changed_BTD, new_BTD)
 
         with self._effect(replace):
             yield

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.activation_cache import ActivationCache, ActivationSplit
+from utils.activation_cache import ActivationCache
 from utils.activation_reader import ActivationReader, Batch
 from utils.atomic import atomic_file, differences
 from utils.checkpoint import (
@@ -27,6 +27,7 @@ from utils.errors import UserError
 from utils.losses import concept_loss, fraction_of_variance_unexplained, reconstruction_loss
 from utils.models import default_device
 from utils.sae import SAE
+from utils.sae_quality import activation_quality
 from utils.train_config import SAE_Train_config
 
 logger = logging.getLogger(__name__)
@@ -110,35 +111,6 @@ class Trainer:
             )
         return means
 
-    @torch.no_grad()
-    def evaluate(self, data: ActivationSplit, max_tokens: int | None = None) -> dict[str, float]:
-        """Return losses, FVU, L0 and the share of dead latents on a split, or on evenly spaced tokens of it."""
-        n_tokens = len(data) if max_tokens is None else min(len(data), max_tokens)
-        rows = np.linspace(0, len(data) - 1, n_tokens).astype(np.int64)
-        sums = dict.fromkeys(("reconstruction_loss", "concept_loss", "l0", "residual"), 0.0)
-        acts_sum_D = torch.zeros(self.config.n_inputs, dtype=torch.float64, device=self.device)
-        acts_square = 0.0
-        alive_N = torch.zeros(self.config.sae.n_latents, dtype=torch.bool, device=self.device)
-        for start in range(0, n_tokens, self.config.batch_size):
-            rows_B = rows[start : start + self.config.batch_size]
-            acts_BD = torch.from_numpy(data.acts(rows_B)).to(self.device)
-            labels_BC = torch.from_numpy(data.label_BC[rows_B]).to(self.device)
-            output = self.sae(acts_BD)
-            active_BN = output.latents_BN != 0
-            sums["reconstruction_loss"] += reconstruction_loss(output.reconstruction_BD, acts_BD).sum().item()
-            sums["concept_loss"] += concept_loss(output.pre_BN, labels_BC).sum().item()
-            sums["l0"] += active_BN.sum().item()
-            sums["residual"] += (output.reconstruction_BD - acts_BD).double().square().sum().item()
-            acts_sum_D += acts_BD.double().sum(dim=0)
-            acts_square += acts_BD.double().square().sum().item()
-            alive_N |= active_BN.any(dim=0)
-        variance = acts_square - acts_sum_D.square().sum().item() / n_tokens
-        residual = sums.pop("residual")
-        return {key: value / n_tokens for key, value in sums.items()} | {
-            "fvu": residual / variance if variance > 0 else float("nan"),
-            "dead_latents": 1 - alive_N.float().mean().item(),
-        }
-
     def state(self) -> dict[str, Tensor]:
         """Return the weights and Adam's moments, on the CPU, under the weights' names."""
         tensors = {}
@@ -215,7 +187,8 @@ def _run_epochs(trainer: Trainer, cache: ActivationCache, folder: Path, settings
             last = trainer.epochs_trained + 1 == config.max_epochs
             row: dict[str, Any] = {"epoch": trainer.epochs_trained + 1} | trainer.train_epoch(bar)
             if split is not None:
-                measured = trainer.evaluate(cache.split(split), None if last else _QUICK_EVALUATION_TOKENS)
+                max_tokens = None if last else _QUICK_EVALUATION_TOKENS
+                measured = activation_quality(trainer.sae, cache.split(split), config.batch_size, max_tokens)
                 row |= {f"{split}_{key}": value for key, value in measured.items()}
             trainer.history.append(row)
             if last or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
