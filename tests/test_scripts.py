@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from create_data import act_dataset, create_dataset
 from eval import FMS_PII, FMS_RTP_SP, SAE_quality
+from llama3_SAE import gen_config
 from train import train_SAE
 from utils import cli
 from utils.sae_export import to_saelens
@@ -327,6 +328,36 @@ def test_scripts_start_from_any_folder(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "example" in done.stdout
+
+
+def test_configs_are_generated_from_a_grid(work, capsys):
+    argv = ["--model", "llama3_70B", "--blocks", 3, 62, "--factors", 2, 3, "--k", 32, "--out", "configs"]
+    code, printed = outcome(capsys, gen_config.main, *argv)
+    assert code == 0, printed.err
+    names = sorted(path.name for path in Path("configs").iterdir())
+    assert names == [f"llama3_70B-l{n}-b{block}-k32.json" for n in (16384, 24576) for block in ("03", "62")]
+    config = load_train_config(Path("configs") / names[-1])
+    assert (config.n_inputs, config.factor, config.ds_path) == (8192, 3, "datasets_v2/llama3_70B-RTP_split-B62-block")
+    assert outcome(capsys, gen_config.main, *argv)[0] == 0  # the same again
+    code, printed = outcome(capsys, gen_config.main, *argv, "--lr", 1e-3)
+    assert_one_line(code, printed, "is there with other contents")
+    for wrong, message in (
+        (["--blocks", 80], "block 80 is out of range: the model has blocks 0 to 79"),
+        (["--k", 99_999], "k: 99999 is more than the 16384 latents"),
+        (["--lr", -1], "lr: must be a positive number"),
+    ):
+        code, printed = outcome(capsys, gen_config.main, "--model", "llama3_70B", "--factors", 2, "--out", "no", *wrong)
+        assert_one_line(code, printed, message)
+    assert not Path("no").exists()
+
+
+def test_a_pretrained_sae_is_not_trained(work, capsys):
+    path = ROOT / "llama3_SAE/SAE_config/llama3-l131072-b11-k192.json"
+    code, printed = outcome(capsys, train_SAE.main, path)
+    assert_one_line(code, printed, "load it with load_sae('sparsify:EleutherAI/sae-llama-3-8b-32x/layers.11')")
+    (work / "p.json").write_text(path.read_text().replace('"lr": 0', '"lr": 0.1'))
+    code, printed = outcome(capsys, train_SAE.main, "p.json")
+    assert_one_line(code, printed, "is a pretrained SAE; its batch_size must be -1 and its lr 0")
 
 
 def test_every_shipped_config_is_valid():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from utils.activation_cache import ActivationCache
 from utils.cli import Parser, non_negative_float, positive_int, run, seed
-from utils.train_config import check_against_cache, load_train_config
+from utils.errors import UserError
+from utils.train_config import PRETRAINED, check_against_cache, load_train_config
 from utils.training import train
 
 EXAMPLES = """\
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start = time.perf_counter()
     config = load_train_config(args.config)
+    if config.pretrained:
+        ref = config.ds_path.removeprefix(PRETRAINED)
+        raise UserError(f"{args.config}: a pretrained SAE, not to be trained; load it with load_sae({ref!r})")
     if args.max_epochs is not None:
         config = dataclasses.replace(config, max_epochs=args.max_epochs)
     cache = ActivationCache(config.ds_path)

@@ -37,20 +37,29 @@ _NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of the registry: its name on the hub, and whether a licence must be accepted there first."""
+    """A model of the registry.
+
+    Attributes:
+        hub_id: its name on the hub.
+        d_model: the width of its residual stream.
+        n_blocks: its decoder blocks.
+        gated: whether a licence must be accepted on the hub first.
+    """
 
     hub_id: str
+    d_model: int
+    n_blocks: int
     gated: bool = False
 
 
 MODELS = {
-    "llama3": ModelSpec("meta-llama/Meta-Llama-3-8B", gated=True),
-    "llama3_instruct": ModelSpec("meta-llama/Meta-Llama-3-8B-Instruct", gated=True),
-    "llama3_70B": ModelSpec("meta-llama/Meta-Llama-3-70B", gated=True),
-    "llama3_70B_instruct": ModelSpec("meta-llama/Meta-Llama-3-70B-Instruct", gated=True),
-    "gemma2": ModelSpec("google/gemma-2-9b", gated=True),
-    "gemma2_2b": ModelSpec("google/gemma-2-2b", gated=True),
-    "smollm2": ModelSpec("HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "llama3": ModelSpec("meta-llama/Meta-Llama-3-8B", 4096, 32, gated=True),
+    "llama3_instruct": ModelSpec("meta-llama/Meta-Llama-3-8B-Instruct", 4096, 32, gated=True),
+    "llama3_70B": ModelSpec("meta-llama/Meta-Llama-3-70B", 8192, 80, gated=True),
+    "llama3_70B_instruct": ModelSpec("meta-llama/Meta-Llama-3-70B-Instruct", 8192, 80, gated=True),
+    "gemma2": ModelSpec("google/gemma-2-9b", 3584, 42, gated=True),
+    "gemma2_2b": ModelSpec("google/gemma-2-2b", 2304, 26, gated=True),
+    "smollm2": ModelSpec("HuggingFaceTB/SmolLM2-135M-Instruct", 576, 30),
 }
 
 

@@ -10,6 +10,7 @@ from utils.atomic import read_json_object
 from utils.errors import UserError
 from utils.sae import SAEConfig
 
+PRETRAINED = "pretrained/"
 _NAME = re.compile(r"(?P<model>[^-]+)-l(?P<n_latents>\d+)-b(?P<block>\d+)-k(?P<k>\d+)(-.+)?")
 
 
@@ -19,7 +20,8 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
 
     Attributes:
         batch_size: tokens of a step.
-        ds_path: folder of the cached activations.
+        ds_path: folder of the cached activations; `pretrained/REF` marks an SAE to load with
+            `utils.sae_loading.load_sae(REF)`, never to train (then batch_size is -1 and lr 0).
         factor: latents per input; n_latents = n_inputs * factor.
         k: latents kept per token.
         lr: Adam's constant learning rate.
@@ -40,18 +42,27 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     ckpt_path: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "factor", "k", "max_epochs", "n_inputs"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
-        if isinstance(self.lr, bool) or not isinstance(self.lr, int | float) or not 0 < self.lr < float("inf"):
-            raise UserError(f"lr: must be a positive number, not {self.lr!r}")
         for key in ("ds_path", "activation"):
             if not isinstance(getattr(self, key), str):
                 raise UserError(f"{key}: must be a string, not {getattr(self, key)!r}")
+        trained = () if self.pretrained else ("batch_size", "max_epochs")
+        for key in (*trained, "factor", "k", "n_inputs"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
+        if self.pretrained and (self.batch_size != -1 or self.lr != 0):
+            raise UserError(f"ds_path {self.ds_path} is a pretrained SAE; its batch_size must be -1 and its lr 0")
+        positive = isinstance(self.lr, int | float) and not isinstance(self.lr, bool) and 0 < self.lr < float("inf")
+        if not positive and not self.pretrained:
+            raise UserError(f"lr: must be a positive number, not {self.lr!r}")
         if self.ckpt_path is not None and not isinstance(self.ckpt_path, str):
             raise UserError(f"ckpt_path: must be a string, not {self.ckpt_path!r}")
         self.sae  # noqa: B018 - refuses impossible shapes early
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether `ds_path` names no activations but an SAE that others trained: `pretrained/<format>:<location>`."""
+        return self.ds_path.startswith(PRETRAINED)
 
     @property
     def sae(self) -> SAEConfig:

@@ -1,0 +1,19 @@
+"""Write run configs of SAEs for Llama models, one for each block, factor and k."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.cli import run
+from utils.gen_config import generate
+
+MODELS = ("llama3", "llama3_instruct", "llama3_70B", "llama3_70B_instruct", "smollm2")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and write the files."""
+    for path in generate(Path(__file__).parent / "SAE_config", MODELS, __doc__ or "", argv):
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main)
