@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | bench
+# make install | demo | test | test-slow | test-interop | lint | bench
 # Needs Python 3.11 with pip and venv, nothing else: poetry comes into a private environment (.poetry/).
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP_INDEX = $(shell echo "$$PIP_INDEX_URL" | grep . || $(PYTHON) -m pip config g
 	|| $(PYTHON) -m pip config get global.index-url 2>/dev/null \
 	|| $(PYTHON) -c "from pip._internal.models.index import PyPI; print(PyPI.simple_url)")
 
-.PHONY: install demo test test-slow lint bench
+.PHONY: install demo test test-slow test-interop lint bench
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -33,6 +33,12 @@ test: install
 test-slow: install
 	.venv/bin/python -m pytest -m slow
 
+# Against the libraries whose formats are read and written; brings the optional group.
+test-interop: install
+	env -u VIRTUAL_ENV -u CONDA_PREFIX -u CONDA_DEFAULT_ENV \
+		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction --with interop
+	.venv/bin/python -m pytest -m interop
+
 lint: install
 	$(POETRY) check --lock
 	.venv/bin/ruff check .
@@ -41,4 +47,5 @@ lint: install
 
 bench: install
 	.venv/bin/python benchmarks/demo_cost.py
+	.venv/bin/python benchmarks/caching.py
 	.venv/bin/python benchmarks/guided_vs_vanilla.py PII_synth
