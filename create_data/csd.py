@@ -41,7 +41,8 @@ def build(source: Path | None, seed: int) -> LabelledText:
         [texts] = splits.values()
         named = split_by_text(texts, seed=seed)
     else:
-        named = {split: splits[split] for split in dict.fromkeys(SPLITS.values()) if split in splits}
+        splits["train"] = splits.pop(None, []) + splits.get("train", [])  # of files whose name tells no split
+        named = {split: splits[split] for split in dict.fromkeys(SPLITS.values()) if splits.get(split)}
     return LabelledText("CSD", [CONCEPT], named, {"files": files, "seed": seed}, dict(counts))
 
 

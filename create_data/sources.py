@@ -4,6 +4,7 @@ Local files: JSON lines (.jsonl, .json), Parquet, or plain text (.txt, .raw, .to
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,11 @@ def _from_files(files: list[Path], root: Path) -> Iterator[Record]:
 
 
 def _split_of(path: Path) -> str | None:
-    """Return the split that a file's name, else its nearest folder's, contains."""
+    """Return the split that is a word of a file's name, else of its nearest folder's."""
     for part in reversed(path.parts):
+        words = re.split(r"[^a-z]+", part.lower())
         for word, split in SPLITS.items():
-            if word in part.lower():
+            if word in words:
                 return split
     return None
 
@@ -126,10 +128,11 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
 
 def _from_hub(name: str, hub_id: str, subset: str | None) -> Iterator[Record]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         splits = load_dataset(hub_id, subset)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"{name}: {hub_id} cannot be fetched ({first_line(error)}); give --source with its files"
         ) from None

@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     results = Results(args.out or Path("results") / f"SAE_quality_{args.dataset}", "quality", settings)
     for ref in dict.fromkeys(args.sae):
         loaded = load_sae(ref)
-        made_of = {"sae_sha256": loaded.fingerprint(), "model": args.model or loaded.origin.get("model")}
-        results.piece(ref, made_of, lambda loaded=loaded, ref=ref: _measure(args, ref, loaded))  # type: ignore[misc]
+        measurement = _Measurement(args, ref, loaded)
+        results.piece(ref, measurement.made_of, measurement)
     table = pd.DataFrame([{"sae": label} | row for label in results.labels for row in results.rows(label)])
     results.write(table, _draw(table), {name: version(name) for name in ("torch", "transformers")})
     own = table[table["sae"].isin(args.sae)]
@@ -60,25 +60,46 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     return own
 
 
-def _measure(args: Any, ref: str, loaded: LoadedSAE) -> list[dict[str, Any]]:
-    model_name = args.model or loaded.origin.get("model")
-    block = args.block if args.block is not None else loaded.origin.get("block")
-    site = args.site or loaded.origin.get("site", "block")
-    if model_name is None or block is None:
-        raise UserError(f"{ref}: does not tell its model and block; give --model and --block")
-    cache = ActivationCache(args.data / cache_name(model_name, args.dataset, block, site))
-    if cache.d_model != loaded.sae.config.n_inputs:
-        raise UserError(f"{ref}: takes {loaded.sae.config.n_inputs} inputs, but {cache.folder} is {cache.d_model} wide")
-    split = args.split or cache.evaluation_split()
-    if split is None:
-        raise UserError(f"{cache.folder} has no test or validation split; name one with --split")
-    values = activation_quality(loaded.sae.to(default_device()), cache.split(split), _BATCH_SIZE)
-    data = ensure_text(args.dataset, args.data / "text", None, args.seed)
-    texts = [text.text for text in data.splits[split][: args.max_texts]]
-    model, tokenizer = get_model(model_name, ref, model_path=args.model_path, block=block, site=site)
-    values |= language_model_quality(model.to(default_device()), tokenizer, texts)
-    about = {"dataset": args.dataset, "split": split, "format": loaded.format}
-    return [about | {"measure": key, "value": value} for key, value in values.items()]
+class _Measurement:
+    """One SAE on one cache and its language model; gives tidy rows."""
+
+    def __init__(self, args: Any, ref: str, loaded: LoadedSAE) -> None:
+        self.args, self.ref, self.loaded = args, ref, loaded
+        self.model_name: str = args.model or loaded.origin.get("model") or ""
+        self.block = args.block if args.block is not None else loaded.origin.get("block")
+        self.site = args.site or loaded.origin.get("site")
+        if not self.model_name or self.block is None or self.site is None:
+            raise UserError(f"{ref}: does not tell its model, block and site; give --model, --block and --site")
+        self.cache = ActivationCache(args.data / cache_name(self.model_name, args.dataset, self.block, self.site))
+        n_inputs = loaded.sae.config.n_inputs
+        if self.cache.d_model != n_inputs:
+            raise UserError(f"{ref}: takes {n_inputs} inputs, but {self.cache.folder} is {self.cache.d_model} wide")
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What decides the rows."""
+        return {
+            "sae_sha256": self.loaded.fingerprint(),
+            "manifest_sha256": self.cache.checksum,
+            "model_path": self.args.model_path,
+        }
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Measure."""
+        split = self.args.split or self.cache.evaluation_split()
+        if split is None:
+            raise UserError(f"{self.cache.folder} has no test or validation split; name one with --split")
+        values = activation_quality(self.loaded.sae.to(default_device()), self.cache.split(split), _BATCH_SIZE)
+        data = ensure_text(self.args.dataset, self.args.data / "text", None, self.args.seed)
+        if data.fingerprint() != self.cache.manifest["dataset_fingerprint"]:
+            raise UserError(f"{self.cache.folder} was made from other texts than {self.args.data / 'text' / data.name}")
+        texts = [text.text for text in data.splits[split][: self.args.max_texts]]
+        model, tokenizer = get_model(
+            self.model_name, self.ref, model_path=self.args.model_path, block=self.block, site=self.site
+        )
+        values |= language_model_quality(model.to(default_device()), tokenizer, texts)
+        about = {"dataset": self.args.dataset, "split": split, "format": self.loaded.format}
+        return [about | {"measure": key, "value": value} for key, value in values.items()]
 
 
 def _draw(table: pd.DataFrame) -> Figure:

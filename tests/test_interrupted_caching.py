@@ -1,14 +1,17 @@
 """Nothing is lost and nothing is wrong: killed processes, full disks, several processes, damaged files."""
 
+import contextlib
 import errno
-import multiprocessing
+import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,23 +52,29 @@ def run_process(*argv, **env):
     )
 
 
-def test_killed_at_twenty_moments_it_still_ends_with_the_same_bytes(paths, whole, tmp_path, monkeypatch):
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads do not survive a fork
+def test_killed_at_twenty_moments_it_still_ends_with_the_same_bytes(paths, whole, tmp_path):
+    command = [sys.executable, "-m", "tests.caching_process", *paths]  # which has imported everything when it forks
+    server: Any = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     out = tmp_path / "killed"
 
     def run(seconds=None):
         """Start a process and kill it after some seconds; return how long it ran."""
-        process = multiprocessing.get_context("fork").Process(
-            target=caching_process.make_cache, args=(paths, str(out)), daemon=True
-        )
+        server.stdin.write(f"{out}\n")
+        server.stdin.flush()
+        process = int(server.stdout.readline())
         start = time.monotonic()
-        process.start()
-        process.join(60 if seconds is None else seconds)
-        process.kill()
-        process.join()
-        assert seconds is not None or process.exitcode == 0
+        if seconds is not None:
+            time.sleep(seconds)
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.kill(process, signal.SIGKILL)
+        status = int(server.stdout.readline())
+        assert seconds is not None or status == 0
         return time.monotonic() - start
 
+    run()
+    shutil.rmtree(out)
     duration = run()
     moments = random.Random(0)
     n_resumed = 0
@@ -76,6 +85,8 @@ def test_killed_at_twenty_moments_it_still_ends_with_the_same_bytes(paths, whole
         run()
         assert checksums(out / NAME) == checksums(whole)
         assert [path.name for path in out.iterdir()] == [NAME]
+    server.stdin.close()
+    assert server.wait(60) == 0
     assert n_resumed > 3  # moments at which some shards were done, and others not
 
 
@@ -137,6 +148,20 @@ def test_a_failed_write_leaves_whole_shards_only(paths, whole, tmp_path, monkeyp
     n_shards = sum(len(entry["shards"]) for entry in ActivationCache(whole).manifest["splits"].values())
     assert len(calls) == n_shards + 1  # the four finished ones were not made again
     assert checksums(tmp_path / "out" / NAME) == checksums(whole)
+
+
+def test_shards_of_unknown_settings_are_never_taken_over(paths, whole, tmp_path):
+    """As a crash leaves them that has removed half of a cache which can never be finished."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out / f".building-{NAME}")
+    (out / f".building-{NAME}" / "seals").mkdir()
+    shard = next((out / f".building-{NAME}" / "train").glob("*.arrow"))
+    shard.write_bytes(b"of other settings")
+    seal = out / f".building-{NAME}" / "seals" / f"train-{shard.name}.json"
+    seal.write_text(json.dumps({"rows": 1, "sha256": sha256_file(shard), "counts": {}}))
+    caching_process.make_cache(paths, str(out))
+    assert checksums(out / NAME) == checksums(whole)
+    assert [path.name for path in out.iterdir()] == [NAME]
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(two_concepts, tiny_llama, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from utils.errors import UserError
 from utils.sae import SAE, SAEConfig
+from utils.sae_formats.common import hook_point
 from utils.sae_loading import FORMATS, get_model, load_sae
 
 D, N, K = 8, 24, 4
@@ -193,7 +194,9 @@ def test_dictionary_learning(parts, x, tmp_path):
     assert_same(loaded, x, pre_BN * (pre_BN > 0.8), decoded(pre_BN * (pre_BN > 0.8)))
     relu = dictionary_tensors(parts)
     relu["bias"] = relu.pop("b_dec")
-    assert_same(write_dictionary(tmp_path / "relu", "AutoEncoder", relu), x, pre_BN, decoded(pre_BN))
+    # That library gives the decoder's columns unit norm when it loads this class; the latents take the norms over.
+    norm_N = parts["W_dec"].norm(dim=1)
+    assert_same(write_dictionary(tmp_path / "relu", "AutoEncoder", relu), x, pre_BN * norm_N, decoded(pre_BN))
     jump_BN = x @ parts["W_enc"] + parts["b_enc"]
     jump_BN = jump_BN * (jump_BN > parts["threshold"])
     assert_same(write_dictionary(tmp_path / "jump", "JumpReluAutoEncoder", parts), x, jump_BN, decoded(jump_BN))
@@ -203,6 +206,46 @@ def test_dictionary_learning(parts, x, tmp_path):
         write_dictionary(tmp_path / "gated", "GatedAutoEncoder", topk)
     with pytest.raises(UserError, match="a backup of a training run"):
         write_dictionary(tmp_path / "backup", "AutoEncoder", {"step": 3, "ae": {}, "optimizer": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("blocks.7.hook_resid_post", (7, "block")), ("blocks.7.hook_resid_pre", (6, "block")),
+        ("blocks.7.hook_mlp_out", (7, "mlp")), ("layers.7", (7, "block")), ("layers.7.mlp", (7, "mlp")),
+        ("model.layers.7.self_attn", (7, "attention")), ("gpt_neox.layers.7", (7, "block")),
+        ("blocks.7.hook_resid_mid", None), ("blocks.7.hook_mlp_in", None), ("blocks.7.attn.hook_q", None),
+        ("blocks.7.attn.hook_z", None), ("blocks.0.hook_resid_pre", None), ("embed_tokens", None), (None, None),
+    ],
+)  # fmt: skip
+def test_only_hooks_that_are_our_sites_tell_where_an_sae_belongs(name, place):
+    assert hook_point(name) == ({"block": place[0], "site": place[1]} if place else {})
+
+
+def test_transcoders_and_other_places_are_not_taken_for_our_sites(parts, tmp_path):
+    arrays = {name: tensor.numpy() for name, tensor in parts.items()}
+    for repository in ("gemma-scope-2b-pt-mlp", "gemma-scope-2b-pt-att", "gemma-scope-2b-pt-transcoders"):
+        folder = tmp_path / repository / "layer_3"
+        folder.mkdir(parents=True)
+        np.savez(folder / "params.npz", **arrays)
+    for repository in ("gemma-scope-2b-pt-mlp", "gemma-scope-2b-pt-att"):
+        assert "block" not in load_sae(f"gemma_scope:{tmp_path}/{repository}/layer_3").origin
+    with pytest.raises(UserError, match="a transcoder, not an SAE"):
+        load_sae(f"gemma_scope:{tmp_path}/gemma-scope-2b-pt-transcoders/layer_3")
+
+
+def test_damaged_files_of_every_kind_are_one_line(parts, tmp_path):
+    torch.save(released_tensors(parts), tmp_path / "whole.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "whole.pt").read_bytes()
+    for number, length in enumerate(range(1, len(whole) - 1, max(1, len(whole) // 23))):
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=rf"{number}.pt: "):
+            load_sae(f"openai:{path}")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "params.npz")
+    with pytest.raises(UserError, match=r"params.npz: cannot be read"):
+        load_sae(f"gemma_scope:{tmp_path}")
 
 
 def released_tensors(p, **more):

@@ -189,6 +189,24 @@ def test_no_hook_outlives_its_mode(model, stock, inputs):
     assert torch.equal(logits(model, inputs), plain)
 
 
+def test_one_replacement_at_a_time(model, inputs):
+    plain = next_block_input(model, inputs)
+    with model.reconstruct(), pytest.raises(UserError, match="replaced already"), model.ablate():
+        pass
+    with model.ablate():
+        assert not next_block_input(model, inputs).any()
+    assert torch.equal(next_block_input(model, inputs), plain)
+
+
+def test_a_model_that_accelerate_offloads_keeps_its_sae(wrapped_class, folder, sae, inputs):
+    model = wrapped_class.attach(folder, sae, 0, device_map={"model": "cpu", "lm_head": "cpu", "sae": "cpu"})
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(model.sae.state_dict()[name], tensor)
+    before = sae.pre_bias.detach().clone()
+    model.sae.pre_bias.data.add_(1)
+    assert torch.equal(sae.pre_bias, before)  # its own copy
+
+
 def test_modes_may_be_left_in_any_order(model, inputs):
     first, second = model.steer({1: 1.0}), model.steer({2: 1.0})
     first.__enter__()

@@ -122,6 +122,12 @@ def test_csd_is_unsafe_by_majority(tmp_path):
     }  # fmt: skip
 
 
+def test_csd_loses_no_record_of_a_file_without_a_split(tmp_path):
+    write_lines(tmp_path / "latest.jsonl", [csd_record("Safe", text="a")])  # "test" is not a word of this name
+    write_lines(tmp_path / "aegis_test.jsonl", [csd_record("Violence", text="b")])
+    assert csd.build(tmp_path, 0).splits == {"train": [Text("a")], "test": [whole("b", "unsafe")]}
+
+
 def test_csd_keeps_shipped_splits(tmp_path):
     write_lines(tmp_path / "x_train_release.jsonl", [csd_record("Safe", text="a")])
     write_lines(tmp_path / "x_test_release.jsonl", [csd_record("Violence", text="b")])

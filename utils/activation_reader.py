@@ -98,9 +98,10 @@ class ActivationReader:
         return np.sort(self._order(epoch)(np.arange(start, start + self.batch_size)))
 
     def _order(self, epoch: int) -> IndexShuffle:
-        if self._newest is None or self._newest[0] != epoch:
-            self._newest = (epoch, IndexShuffle(len(self.split), self.seed, epoch))
-        return self._newest[1]
+        newest = self._newest
+        if newest is None or newest[0] != epoch:
+            newest = self._newest = (epoch, IndexShuffle(len(self.split), self.seed, epoch))
+        return newest[1]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from any step on."""

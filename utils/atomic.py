@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success the file is flushed and renamed, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: libraries choose a format (png, csv) by it.
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         yield temporary
         fsync_path(temporary)
@@ -41,8 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it is renamed, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{path.name}")
     temporary.mkdir()
     try:
         yield temporary

@@ -6,6 +6,7 @@ the first of them starts and finishes it.
 
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,12 +70,30 @@ class Building:
             return
         try:
             with FileLock(lock_file(self.folder), timeout=0):
-                self._check_settings()
-                if not self._settings_file.exists():
-                    write_json(self._settings_file, self.settings)
-                yield
+                self._begin()
+                try:
+                    yield
+                finally:
+                    if not any(self.folder.glob("seals/*")):  # it failed before its first shard
+                        self.discard()
         except Timeout:
             raise UserError(f"{self.folder}: another run is writing this cache; wait for it to end") from None
+
+    def _begin(self) -> None:
+        self._check_settings()
+        if not self._settings_file.exists():
+            self.discard()  # shards of unknown settings
+            write_json(self._settings_file, self.settings)
+        if distributed.world_size() == 1:
+            for leftover in self.folder.rglob(".tmp-*"):  # of a killed process
+                leftover.unlink()
+
+    def discard(self) -> None:
+        """Remove the folder; renamed first, so that one half removed is never taken for an unfinished cache."""
+        if self.folder.exists():
+            trash = self.folder.with_name(f".trash-{uuid.uuid4().hex}")
+            self.folder.rename(trash)
+            shutil.rmtree(trash)
 
     def _check_settings(self) -> None:
         if self._settings_file.exists():
@@ -87,17 +106,21 @@ class Building:
 
     def add(self, shard: Shard, rows: TokenRows, counts: dict[str, Any]) -> None:
         """Write a shard, then its seal, with what is to be counted of it."""
-        for leftover in self._path(shard).parent.glob(f".tmp-*-{shard.file}"):  # of a killed process
-            leftover.unlink()
         write_shard(self._path(shard), rows, self.features)
         write_json(self._seal(shard), {"rows": len(rows), "sha256": sha256_file(self._path(shard)), "counts": counts})
 
-    def finish(self, shards: list[Shard], described: dict[str, Any]) -> None:
-        """Wait for the shards of all processes, write the manifest and give the folder its final name."""
+    def finish(self, shards: list[Shard], others: list[Shard], described: dict[str, Any]) -> None:
+        """Wait for the shards of the other processes, write the manifest and give the folder its final name.
+
+        Args:
+            shards: all of them.
+            others: those that other processes were to make.
+            described: what the manifest holds beside settings, counts and checksums.
+        """
         if distributed.rank() > 0:
             self._wait_until(lambda: False)
             return
-        while not all(self._seal(shard).exists() for shard in shards):
+        while others := [shard for shard in others if not self.holds(shard)]:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         splits = {}
         for split in dict.fromkeys(shard.split for shard in shards):
@@ -124,10 +147,14 @@ class Building:
 
 def tidy(folder: Path) -> None:
     """Remove what a finished cache no longer needs; a run may have been killed before it did so."""
-    shutil.rmtree(folder / "seals", ignore_errors=True)
-    (folder / "settings.json").unlink(missing_ok=True)
-    for leftover in folder.rglob(".tmp-*"):
-        leftover.unlink(missing_ok=True)
+    try:
+        with FileLock(lock_file(folder), timeout=0):
+            shutil.rmtree(folder / "seals", ignore_errors=True)
+            (folder / "settings.json").unlink(missing_ok=True)
+            for leftover in folder.rglob(".tmp-*"):
+                leftover.unlink(missing_ok=True)
+    except Timeout:
+        pass  # another process is repairing it
 
 
 def write_metadata(folder: Path, features: Features, splits: dict[str, Any]) -> None:

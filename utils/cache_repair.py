@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Features
+from filelock import FileLock
 from tqdm import tqdm
 
 from utils.activation_cache import ActivationCache
 from utils.activation_store import SPLIT_FILES, write_shard
-from utils.atomic import sha256_file, write_json
+from utils.atomic import lock_file, sha256_file, write_json
 from utils.cache_building import MANIFEST, write_metadata
 from utils.cache_plan import CachePlan
 from utils.errors import UserError
@@ -55,6 +56,11 @@ def repair(folder: Path, plan: CachePlan, features: Features, dtype: str, load: 
 
     Other hardware or library versions may round differently; then the manifest takes the new checksums.
     """
+    with FileLock(lock_file(folder)):
+        _repair(folder, plan, features, dtype, load)
+
+
+def _repair(folder: Path, plan: CachePlan, features: Features, dtype: str, load: Callable[[], Extractor]) -> None:
     manifest = ActivationCache(folder).manifest
     entries = _entries(manifest)
     damaged = damaged_files(folder)

@@ -5,7 +5,6 @@ interrupted run continues with the first shard that is missing; several processe
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -101,7 +100,8 @@ def cache_activations(
     finished = folder.exists()
     if finished:
         check_same(folder, read_json_object(folder / MANIFEST), settings)
-        tidy(folder)
+        if distributed.rank() == 0:
+            tidy(folder)
     if finished and not (repair_damage and distributed.rank() == 0):
         logger.info("%s is there already", folder)
         return folder
@@ -129,27 +129,26 @@ def cache_activations(
 
 def _build(building: Building, plan: CachePlan, dtype: str, load: Callable[[], Extractor]) -> None:
     """Compute what is missing of this process's share, and finish the cache."""
-    missing = [shard for shard in plan.shards if not building.holds(shard)]
-    own = [shard for shard in plan.shards[distributed.rank() :: distributed.world_size()] if shard in missing]
-    out = building.final.parent
-    needed = check_disk(out, missing, building.features)
-    extractor = None
-    if own:
-        announce(plan, missing, needed, out, building.features)
-        extractor = load()
-        announce_time(plan, own, extractor)
     with building.opened():
         if building.final.exists():
             return
+        missing = [shard for shard in plan.shards if not building.holds(shard)]
         if len(missing) < len(plan.shards):
             logger.info("going on with the unfinished %s", building.folder)
-        if extractor is not None:
+        own = [shard for shard in plan.shards[distributed.rank() :: distributed.world_size()] if shard in missing]
+        out = building.final.parent
+        needed = check_disk(out, missing, building.features)
+        if own:
+            announce(plan, missing, needed, out, building.features)
+            extractor = load()
+            announce_time(plan, own, extractor)
             try:
                 _fill(building, plan, own, extractor, dtype)
             except UserError:  # a value that does not fit: these settings can never be finished
-                shutil.rmtree(building.folder, ignore_errors=True)
+                building.discard()
                 raise
-        building.finish(plan.shards, {"text_counts": plan.data.manifest()["counts"]})
+        others = [shard for shard in missing if shard not in own]
+        building.finish(plan.shards, others, {"text_counts": plan.data.manifest()["counts"]})
 
 
 def _fill(building: Building, plan: CachePlan, shards: list[Shard], extractor: Extractor, dtype: str) -> None:

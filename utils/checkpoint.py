@@ -48,9 +48,20 @@ class Checkpoint:
 def save_checkpoint(folder: Path, sae: SAE, config: dict[str, Any]) -> None:
     """Write weights, then config; a folder without config.json holds no finished SAE."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    with atomic_file(folder / _WEIGHTS) as temporary:
-        save_file(weights, temporary)
+    _write_tensors(folder / _WEIGHTS, weights)
     write_json(folder / _CONFIG, {"format": FORMAT} | config)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, readable for others as far as any new file is."""
+    with atomic_file(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # of a full disk, too
+            raise UserError(f"{path}: cannot be written ({error})") from None
+        temporary.chmod(mode)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -127,8 +138,7 @@ class ResumeState:
 def save_resume(folder: Path, state: ResumeState) -> None:
     """Write a resume state, atomically over the one before."""
     metadata = {"settings": json.dumps(state.settings), "history": json.dumps(state.history)}
-    with atomic_file(folder / _RESUME) as temporary:
-        save_file(state.tensors, temporary, metadata)
+    _write_tensors(folder / _RESUME, state.tensors, metadata)
 
 
 def load_resume(folder: Path) -> ResumeState | None:

@@ -141,16 +141,18 @@ class LabelledText:
 
     def _save(self, folder: Path, manifest: dict[str, Any]) -> bool:
         if folder.exists():
-            found = read_json_object(folder / "manifest.json")
-            if differs := differences(found, manifest):
-                raise UserError(
-                    f"{folder} holds a data set of other settings ({differs}); remove it or choose another --out"
-                )
+            _check_same(folder, manifest)
             return False
         dataset = DatasetDict({split: _to_dataset(texts) for split, texts in self.splits.items()})
-        with atomic_folder(folder) as temporary:
-            dataset.save_to_disk(temporary)
-            write_json(temporary / "manifest.json", manifest)
+        try:
+            with atomic_folder(folder) as temporary:
+                dataset.save_to_disk(temporary)
+                write_json(temporary / "manifest.json", manifest)
+        except OSError:
+            if not folder.exists():
+                raise
+            _check_same(folder, manifest)  # another machine was faster
+            return False
         return True
 
 
@@ -190,6 +192,11 @@ def split_by_text(texts: list[Text], *, seed: int, test_share: float = 0.1) -> d
         "train": [text for text in texts if text.text not in test],
         "test": [text for text in texts if text.text in test],
     }
+
+
+def _check_same(folder: Path, manifest: dict[str, Any]) -> None:
+    if differs := differences(read_json_object(folder / "manifest.json"), manifest):
+        raise UserError(f"{folder} holds a data set of other settings ({differs}); remove it or choose another --out")
 
 
 def _to_dataset(texts: list[Text]) -> Dataset:

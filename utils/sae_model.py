@@ -47,6 +47,7 @@ class SAEModelMixin:
     sae: SAE
     config: Any
     _effects: list[Effect]
+    _replaced: bool
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg] # the stock model's
@@ -59,6 +60,7 @@ class SAEModelMixin:
             )
         self.sae = SAE(sae_config)
         self._effects = []
+        self._replaced = False
 
     @classmethod
     def attach(
@@ -97,7 +99,10 @@ class SAEModelMixin:
             )
         if lacking := sorted(key for key in info["missing_keys"] if not key.startswith("sae.")):
             raise UserError(f"{folder}: {len(lacking)} weight(s) missing, such as {lacking[0]}")
-        model.sae.load_state_dict(sae.state_dict())
+        # Out of the reach of accelerate, which may have left these weights on no device at all.
+        remove_hook_from_module(model.sae, recurse=True)
+        model.sae.load_state_dict({name: tensor.clone() for name, tensor in sae.state_dict().items()}, assign=True)
+        model.sae.to(model.dtype)
         return model.eval()
 
     @contextmanager
@@ -137,6 +142,9 @@ class SAEModelMixin:
 
     @contextmanager
     def _replacement(self, new: Callable[[Tensor], Tensor], untouched_BT: Tensor | None) -> Iterator[None]:
+        if self._replaced:
+            raise UserError("the activations are replaced already; leave that reconstruct() or ablate() first")
+
         def replace(acts_BTD: Tensor, changed_BTD: Tensor) -> Tensor:
             new_BTD = new(acts_BTD) + (changed_BTD - acts_BTD)
             if untouched_BT is None:
@@ -144,7 +152,11 @@ class SAEModelMixin:
             return torch.where(untouched_BT.to(acts_BTD.device).unsqueeze(-1), changed_BTD, new_BTD)
 
         with self._effect(replace):
-            yield
+            self._replaced = True
+            try:
+                yield
+            finally:
+                self._replaced = False
 
     @contextmanager
     def steer(self, alphas: Mapping[int, float], *, beta: str = "constant") -> Iterator[None]:
@@ -194,8 +206,8 @@ class SAEModelMixin:
 
     def _sae_beside(self, acts_BTD: Tensor) -> SAE:
         """Return the SAE, on the device and in the dtype of the activations."""
-        weight = self.sae.pre_bias
-        if weight.device != acts_BTD.device or weight.dtype != acts_BTD.dtype:
+        wanted = (acts_BTD.device, acts_BTD.dtype)
+        if any((weight.device, weight.dtype) != wanted for weight in self.sae.parameters()):
             remove_hook_from_module(self.sae, recurse=True)  # accelerate's, which would move the activations instead
             self.sae.to(acts_BTD.device, acts_BTD.dtype)
         return self.sae

@@ -18,6 +18,8 @@ def check_steering(sae: SAE, alphas: Mapping[int, float], beta: str) -> None:
     for latent, alpha in alphas.items():
         if not 0 <= latent < sae.config.n_latents:
             raise UserError(f"latent {latent} is out of range: the SAE has latents 0 to {sae.config.n_latents - 1}")
+        if alpha and not sae.decoder.weight[:, latent].any():
+            raise UserError(f"latent {latent}: its decoder column is zero, so it has no direction to steer in")
         if not abs(alpha) < float("inf"):
             raise UserError(f"alpha of latent {latent}: must be a finite number, not {alpha}")
 

@@ -1,7 +1,6 @@
 """What the readers of foreign SAE formats share: safe reading of tensor files, and what they return."""
 
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -49,7 +47,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise UserError(f"{path}: holds more than tensors and plain values; refused, as it could run code") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file may raise anything: struct, assertion, index and zip errors were seen
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a dictionary of tensors, not a {type(content).__name__}")
@@ -79,16 +77,21 @@ def per_latent(threshold: Any, n_latents: int) -> Tensor:
     return values.expand(n_latents).clone() if len(values) == 1 else values
 
 
+_SITES = {
+    "": "block", "hook_resid_post": "block", "mlp": "mlp", "hook_mlp_out": "mlp",
+    "attn": "attention", "self_attn": "attention", "hook_attn_out": "attention",
+}  # fmt: skip
+
+
 def hook_point(name: str | None) -> dict[str, Any]:
-    """Return block and site from a hook's name, such as `blocks.10.hook_resid_post` or `layers.10.mlp`."""
-    found = re.search(r"(?:blocks|layers?|model\.layers)[._](\d+)(.*)", name or "")
+    """Return block and site from a hook's name, such as `blocks.10.hook_resid_post` or `layers.10.mlp`.
+
+    Nothing for a hook that is none of our sites; the user has to say then.
+    """
+    found = re.fullmatch(r"(?:.*\.)?(?:blocks|layers?)[._](\d+)(?:\.(.+))?", name or "")
     if found is None:
         return {}
-    block, rest = int(found[1]), found[2]
-    if "resid_pre" in rest:  # the residual stream before a block is that after the block before
+    block, rest = int(found[1]), found[2] or ""
+    if rest == "hook_resid_pre":  # the residual stream before a block is that after the block before
         return {"block": block - 1, "site": "block"} if block else {}
-    if "mlp" in rest:
-        return {"block": block, "site": "mlp"}
-    if "attn" in rest or "hook_z" in rest:
-        return {"block": block, "site": "attention"} if "hook_z" not in rest else {}
-    return {"block": block, "site": "block"}
+    return {"block": block, "site": _SITES[rest]} if rest in _SITES else {}

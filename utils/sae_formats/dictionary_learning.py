@@ -41,6 +41,11 @@ def read(folder: Path) -> ForeignSAE:
         "decoder.weight": decoder_DN,
         "pre_bias": take(path, tensors, "b_dec", "bias"),
     }
+    if kind == "AutoEncoder":  # that library moves the decoder's norms into the encoder when it loads one
+        norm_N = decoder_DN.norm(dim=0)
+        weights["encoder.weight"] = encoder_ND * norm_N[:, None]
+        weights["latent_bias"] = weights["latent_bias"] * norm_N
+        weights["decoder.weight"] = decoder_DN / norm_N
     if activation == "jumprelu":
         threshold = per_latent(take(path, tensors, "threshold"), n_latents)
         if (threshold < 0).any():

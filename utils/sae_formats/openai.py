@@ -6,6 +6,8 @@ from utils.errors import UserError
 from utils.sae import SAEConfig
 from utils.sae_formats.common import ForeignSAE, hook_point, read_tensors, take
 
+_POSTACTS = {"ReLU": "topk", "Sigmoid": "topk-sigmoid", "Tanh": "topk-tanh"}
+
 
 def read(path: Path) -> ForeignSAE:
     """Read a file such as `10.pt`; buffers with statistics of the training are left aside."""
@@ -15,11 +17,13 @@ def read(path: Path) -> ForeignSAE:
     state = tensors.get("activation_state_dict") or {}
     if kind not in ("ReLU", "TopK", "Identity"):
         raise UserError(f"{path}: activation {kind!r} is not supported; known are ReLU, TopK, Identity")
+    if kind == "TopK" and (not isinstance(state.get("k"), int) or state.get("postact_fn", "ReLU") not in _POSTACTS):
+        raise UserError(f"{path}: a TopK without k, or with a postact_fn other than {', '.join(_POSTACTS)}")
     config = SAEConfig(
         n_inputs=encoder_ND.shape[1],
         n_latents=len(encoder_ND),
         k=int(state["k"]) if kind == "TopK" else 1,
-        activation={"ReLU": "relu", "TopK": "topk", "Identity": "identity"}[kind],
+        activation=_POSTACTS[state.get("postact_fn", "ReLU")] if kind == "TopK" else kind.lower(),
         normalisation="layer_norm" if kind == "TopK" else "none",
     )
     weights = {

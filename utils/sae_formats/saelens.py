@@ -63,8 +63,10 @@ def read(folder: Path) -> ForeignSAE:
 def _activation(folder: Path, described: dict[str, Any]) -> tuple[str, int | None]:
     architecture = described.get("architecture", "standard")
     options = described.get("activation_fn_kwargs") or {}
-    # Version 5 writes a TopK SAE as "standard" with this activation.
-    if described.get("activation_fn", described.get("activation_fn_str")) == "topk":
+    function = described.get("activation_fn") or described.get("activation_fn_str") or "relu"
+    if function not in ("relu", "topk") or described.get("finetuning_scaling_factor"):
+        raise UserError(f"{folder}/cfg.json: activation {function!r}, or a finetuning_scaling_factor, is not supported")
+    if function == "topk":  # version 5 writes a TopK SAE as "standard" with this activation
         architecture = "topk"
     if architecture not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)

@@ -24,8 +24,13 @@ def read_gemma_scope(folder: Path) -> ForeignSAE:
         "pre_bias": take(path, tensors, "b_dec"),
         "threshold": per_latent(take(path, tensors, "threshold"), config.n_latents),
     }
-    layer = re.search(r"layer_(\d+)", str(path))
-    return ForeignSAE(config, weights, hook_point(f"layers.{layer[1]}") if layer else {})
+    place = str(path)
+    if re.search(r"-transcoders\b", place):
+        raise UserError(f"{path}: a transcoder, not an SAE")
+    layer = re.search(r"layer_(\d+)", place)
+    # Those of MLP and attention sit elsewhere than our sites: behind a norm, and before the output projection.
+    elsewhere = re.search(r"-(mlp|att)\b", place)
+    return ForeignSAE(config, weights, hook_point(f"layers.{layer[1]}") if layer and not elsewhere else {})
 
 
 def read_llama_scope(folder: Path) -> ForeignSAE:
@@ -39,6 +44,8 @@ def read_llama_scope(folder: Path) -> ForeignSAE:
     norms = described["dataset_average_activation_norm"]
     if not isinstance(norms, dict) or not norms.get("in"):
         raise UserError(f"{folder}/hyperparams.json: no dataset_average_activation_norm.in")
+    if described.get("hook_point_out", described.get("hook_point_in")) != described.get("hook_point_in"):
+        raise UserError(f"{folder}: a transcoder, not an SAE")
     path = folder / "checkpoints" / "final.safetensors"
     tensors = read_tensors(path)
     config = SAEConfig(
