@@ -13,6 +13,8 @@ from utils.errors import UserError
 from utils.labelled_text import LabelledText, Span, Text
 from utils.models import ModelSource, find_model
 
+pytest_plugins = ["tests.sae_parts", "tests.scripts"]  # their fixtures
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SENTENCES = [
     "Thou art a villain , and thy tongue is false .",
