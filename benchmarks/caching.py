@@ -26,7 +26,7 @@ from utils.cli import Parser, positive_int, run
 from utils.extraction import Extractor
 from utils.hooks import site_module
 from utils.labelled_text import LabelledText
-from utils.models import ModelSource, default_device, find_model, load_tokenizer
+from utils.models import ModelSource, default_device, find_model, load_config, load_tokenizer
 
 EXAMPLES = """\
 examples:
@@ -88,6 +88,8 @@ def _speed(data: LabelledText, source: ModelSource, block: int, out: Path, *, pl
     plan = plan_cache(data, load_tokenizer(source), max_texts=None, seed=0, max_length=MAX_LENGTH, most_rows=1_000_000)
     n_rows = sum(shard.n_rows for shard in plan.shards)
     start = time.perf_counter()
+    load_config(source)
+    load_tokenizer(source)
     extractor = Extractor.load(source, block, "block")
     loading = time.perf_counter() - start
     seconds = [_bare(plan, extractor), _bare(plan, extractor)]  # the first warms up
@@ -97,7 +99,9 @@ def _speed(data: LabelledText, source: ModelSource, block: int, out: Path, *, pl
     seconds.append(_bare(plan, extractor))  # before and after, as a machine's speed drifts
     bare = n_rows / (sum(seconds[1:]) / 2)
     print(f"block {block}: {n_rows:,} tokens; bare forward pass {bare:,.0f} tok/s; cached {cached:,.0f} tok/s,", end="")
-    print(f" ratio {cached / bare:.2f} (at least 0.90; 0.85 on a GPU), {loading:.1f} s for loading the model apart")
+    print(
+        f" ratio {cached / bare:.2f} (at least 0.90; 0.85 on a GPU), {loading:.1f} s for loading model and tokenizer apart"
+    )
     if plain:
         per_second = _plain(data, source, block)
         print(f"block {block}: plain approach {per_second:,.0f} tok/s, ratio {cached / per_second:.1f}", end=" ")
