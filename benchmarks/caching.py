@@ -99,9 +99,7 @@ def _speed(data: LabelledText, source: ModelSource, block: int, out: Path, *, pl
     seconds.append(_bare(plan, extractor))  # before and after, as a machine's speed drifts
     bare = n_rows / (sum(seconds[1:]) / 2)
     print(f"block {block}: {n_rows:,} tokens; bare forward pass {bare:,.0f} tok/s; cached {cached:,.0f} tok/s,", end="")
-    print(
-        f" ratio {cached / bare:.2f} (at least 0.90; 0.85 on a GPU), {loading:.1f} s for loading model and tokenizer apart"
-    )
+    print(f" ratio {cached / bare:.2f} (at least 0.90; 0.85 on a GPU), {loading:.1f} s of loading apart")
     if plain:
         per_second = _plain(data, source, block)
         print(f"block {block}: plain approach {per_second:,.0f} tok/s, ratio {cached / per_second:.1f}", end=" ")
