@@ -33,10 +33,10 @@ test: install
 test-slow: install
 	.venv/bin/python -m pytest -m slow
 
-# Against the libraries whose formats are read and written; brings the optional group.
+# Against the libraries whose formats are read and written, and on Determined; brings the optional groups.
 test-interop: install
 	env -u VIRTUAL_ENV -u CONDA_PREFIX -u CONDA_DEFAULT_ENV \
-		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction --with interop
+		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction --with interop,cluster
 	.venv/bin/python -m pytest -m interop
 
 lint: install

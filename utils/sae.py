@@ -4,6 +4,7 @@ SAEs of other libraries differ in the normalisation, in whether the encoder subt
 activation; the config says so, and the formulas stay the same.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -12,9 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.errors import UserError
+from utils.topk_products import decode_top_k, encode_top_k, spread, top_indices
 
-TOPK_POSTACTS = {"topk": torch.relu, "topk-sigmoid": torch.sigmoid, "topk-tanh": torch.tanh}
-ACTIVATIONS = (*TOPK_POSTACTS, "topk-signed", "relu", "jumprelu", "identity")
+TOPK_POSTACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "topk": torch.relu,
+    "topk-sigmoid": torch.sigmoid,
+    "topk-tanh": torch.tanh,
+    "topk-signed": lambda pre: pre,
+}
+ACTIVATIONS = (*TOPK_POSTACTS, "relu", "jumprelu", "identity")
 NORMALISATIONS = ("layer_norm", "none", "constant_norm")
 NORM_EPSILON = 1e-5
 JUMPRELU_BANDWIDTH = 1e-3
@@ -74,6 +81,15 @@ class SAEOutput(NamedTuple):
     pre_BN: Tensor  # before TopK, where the concept loss applies
 
 
+class TrainingOutput(NamedTuple):
+    """What a training step needs of a forward pass; TopK activations keep only what is not 0."""
+
+    reconstruction_BD: Tensor
+    concept_pre_BC: Tensor  # before TopK, of the first C latents
+    kept_BK: Tensor  # the kept latents, or all, K = N, for other activations
+    indices_BK: Tensor | None  # which latents were kept; None: all, in their order
+
+
 class SAE(nn.Module):
     """z = (x - mean) / (std + 1e-5); pre = W_enc (z - b_pre) + b_lat; xhat = (W_dec f(pre) + b_pre) std + mean.
 
@@ -87,7 +103,8 @@ class SAE(nn.Module):
         self.encoder = nn.Linear(config.n_inputs, config.n_latents, bias=False)
         self.latent_bias = nn.Parameter(torch.zeros(config.n_latents))
         self.decoder = nn.Linear(config.n_latents, config.n_inputs, bias=False)
-        self.decoder.weight.data = self.encoder.weight.data.T.contiguous()
+        # The columns are contiguous: steps read and write those of the kept latents only.
+        self.decoder.weight.data = self.encoder.weight.data.clone().T
         if config.activation == "jumprelu":
             self.threshold = nn.Parameter(torch.full((config.n_latents,), JUMPRELU_BANDWIDTH))
 
@@ -97,6 +114,41 @@ class SAE(nn.Module):
         pre_BN = self.pre_activations(z_BD)
         latents_BN = self.activate(pre_BN)
         return SAEOutput(self.decode(latents_BN, mean_B1, std_B1), latents_BN, pre_BN)
+
+    def training_forward(
+        self, acts_BD: Tensor, n_concepts: int = 0, dtype: torch.dtype | None = None
+    ) -> TrainingOutput:
+        """Encode and decode as `forward` does, with the cheapest gradients, and keep only what the losses need.
+
+        Args:
+            acts_BD: activations, which get no gradient.
+            n_concepts: C, latents whose pre-activations are returned.
+            dtype: of the products, else the activations'.
+        """
+        config = self.config
+        z_BD, mean_B1, std_B1 = self.normalise(acts_BD)
+        if config.activation in TOPK_POSTACTS:
+            pre_bias_D = self.pre_bias if config.subtract_pre_bias else torch.zeros_like(self.pre_bias)
+            pre_BK, indices_BK, concept_pre_BC = encode_top_k(
+                z_BD,
+                pre_bias_D,
+                self.encoder.weight,
+                self.latent_bias,
+                k=config.k,
+                n_concepts=n_concepts,
+                by_size=config.activation == "topk-signed",
+                dtype=dtype,
+            )
+            kept_BK = TOPK_POSTACTS[config.activation](pre_BK)
+            decoded_BD = decode_top_k(kept_BK, indices_BK, self.decoder.weight, dtype)
+        else:
+            with torch.autocast(acts_BD.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                pre_BN = self.pre_activations(z_BD)
+                kept_BK, indices_BK = self.activate(pre_BN), None
+                decoded_BD = self.decoder(kept_BK)
+            concept_pre_BC, decoded_BD = pre_BN[:, :n_concepts].to(acts_BD.dtype), decoded_BD.to(acts_BD.dtype)
+        reconstruction_BD = (decoded_BD + self.pre_bias) * std_B1 + mean_B1
+        return TrainingOutput(reconstruction_BD, concept_pre_BC, kept_BK, indices_BK)
 
     def normalise(self, acts_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (z_BD, mean_B1, std_B1), such that z std + mean is the activation.
@@ -129,11 +181,8 @@ class SAE(nn.Module):
         """Return latents_BN: for TopK activations of the k largest pre-activations of a token, all others exactly 0."""
         kind = self.config.activation
         if kind in TOPK_POSTACTS:
-            values_BK, indices_BK = pre_BN.topk(self.config.k, dim=-1, sorted=False)
-            return torch.zeros_like(pre_BN).scatter(-1, indices_BK, TOPK_POSTACTS[kind](values_BK))
-        if kind == "topk-signed":
-            indices_BK = pre_BN.abs().topk(self.config.k, dim=-1, sorted=False).indices
-            return torch.zeros_like(pre_BN).scatter(-1, indices_BK, pre_BN.gather(-1, indices_BK))
+            indices_BK = top_indices(pre_BN.abs() if kind == "topk-signed" else pre_BN, self.config.k)
+            return spread(TOPK_POSTACTS[kind](pre_BN.gather(-1, indices_BK)), indices_BK, pre_BN.shape[-1])
         if kind == "relu":
             return torch.relu(pre_BN)
         if kind == "jumprelu":
