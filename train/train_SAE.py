@@ -7,7 +7,9 @@ from pathlib import Path
 
 from utils.activation_cache import ActivationCache
 from utils.cli import Parser, non_negative_float, positive_int, run, seed
+from utils.distributed import rank
 from utils.errors import UserError
+from utils.run_log import CURVES
 from utils.train_config import PRETRAINED, check_against_cache, load_train_config
 from utils.training import train
 
@@ -18,6 +20,7 @@ examples:
 
 An interrupted run goes on when the same command is given again; a higher --max-epochs trains a finished one further.
 """
+_SHOWN = ("epoch", "loss", "fvu", "l0", "dead_latents", "concept_auroc", "concept_accuracy", "tokens_per_second")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(config.ckpt_path) if config.ckpt_path else args.out
     folder = out / f"{args.config.stem}_s{args.cond_loss_scaling:g}"
     metrics = train(config, cache, folder, cond_loss_scaling=args.cond_loss_scaling, seed=args.seed)
-    print("  ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
-    print(f"{folder} is ready after {time.perf_counter() - start:.0f} s")
+    if rank() == 0:
+        print("  ".join(f"{key}={value:.4g}" for key, value in metrics.items() if key.endswith(_SHOWN)))
+        print(f"{folder} is ready after {time.perf_counter() - start:.0f} s; see {CURVES} there")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ class ActivationSplit:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def n_concepts(self) -> int:
+        """The number of label columns."""
+        return int(self._columns["label"][0].shape[1])
+
     @cached_property
     def label_BC(self) -> NDArray[np.int8]:
         """The labels of all rows."""

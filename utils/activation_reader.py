@@ -94,8 +94,15 @@ class ActivationReader:
 
     def rows(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Return the rows of one step, ascending."""
-        start = (step * self.world_size + self.rank) * self.batch_size
-        return np.sort(self._order(epoch)(np.arange(start, start + self.batch_size)))
+        return self._rows(epoch, step * self.world_size + self.rank, 1)
+
+    def all_rows(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Return the rows of one step in all processes, ascending."""
+        return self._rows(epoch, step * self.world_size, self.world_size)
+
+    def _rows(self, epoch: int, first_part: int, n_parts: int) -> NDArray[np.int64]:
+        places = np.arange(first_part * self.batch_size, (first_part + n_parts) * self.batch_size)
+        return np.sort(self._order(epoch)(places))
 
     def _order(self, epoch: int) -> IndexShuffle:
         newest = self._newest

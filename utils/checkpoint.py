@@ -15,7 +15,8 @@ from utils.errors import UserError
 from utils.sae import SAE, SAEConfig
 
 FORMAT = 1
-_WEIGHTS, _CONFIG, _RESUME = "sae.safetensors", "config.json", "resume.safetensors"
+_WEIGHTS, _CONFIG, _RESUME, _BEST = "sae.safetensors", "config.json", "resume.safetensors", "best.safetensors"
+_RESUME_KEYS = ("settings", "history", "concepts")
 _CONFIG_KEYS = (
     "sae",
     "training",
@@ -47,9 +48,23 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, sae: SAE, config: dict[str, Any]) -> None:
     """Write weights, then config; a folder without config.json holds no finished SAE."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    _write_tensors(folder / _WEIGHTS, weights)
+    _write_tensors(folder / _WEIGHTS, _weights(sae))
+    (folder / _BEST).unlink(missing_ok=True)
     write_json(folder / _CONFIG, {"format": FORMAT} | config)
+
+
+def save_best(folder: Path, sae: SAE) -> None:
+    """Keep the weights of the best epoch so far, for a run that may stop early."""
+    _write_tensors(folder / _BEST, _weights(sae))
+
+
+def load_best(folder: Path, sae: SAE) -> None:
+    """Put the weights that `save_best` kept into an SAE."""
+    sae.load_state_dict(load_file(folder / _BEST))
+
+
+def _weights(sae: SAE) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -128,16 +143,17 @@ def build_sae(where: str, config: SAEConfig, weights: dict[str, Tensor]) -> SAE:
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A training run after so many whole epochs."""
+    """A training run after so many steps: its tensors, its settings, and the rows of its tables so far."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
     history: list[dict[str, Any]]
+    concepts: list[dict[str, Any]]
 
 
 def save_resume(folder: Path, state: ResumeState) -> None:
     """Write a resume state, atomically over the one before."""
-    metadata = {"settings": json.dumps(state.settings), "history": json.dumps(state.history)}
+    metadata = {key: json.dumps(getattr(state, key)) for key in _RESUME_KEYS}
     _write_tensors(folder / _RESUME, state.tensors, metadata)
 
 
@@ -154,6 +170,6 @@ def load_resume(folder: Path) -> ResumeState | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return ResumeState(tensors, json.loads(metadata["settings"]), json.loads(metadata["history"]))
+        return ResumeState(tensors, **{key: json.loads(metadata[key]) for key in _RESUME_KEYS})
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it to start anew") from None

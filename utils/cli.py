@@ -11,6 +11,7 @@ import datasets
 import huggingface_hub.utils
 
 from utils.errors import UserError
+from utils.stopping import Stopped
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,7 +62,7 @@ def _number(text: str, kind: Callable[[str], float], low: float, high: float, wa
 
 
 def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a script's `main` and exit: 0 on success, 2 with one line on bad input, 130 when interrupted."""
+    """Run a script's `main` and exit: 0 on success, 2 with one line on bad input, 130 or 143 when interrupted."""
     # Before the first use of the libraries: their progress bars would tear ours, their notices hide our one line.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -80,6 +81,9 @@ def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | No
     except OSError as error:  # a full disk, a file where a folder should be, no permission
         sys.stderr.write(f"error: {error.filename or 'input/output'}: {error.strerror or error}\n")
         sys.exit(2)
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}; the same command goes on from here\n")
+        sys.exit(143)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         sys.exit(130)

@@ -4,6 +4,11 @@ Both launchers tell each process its number by environment variables and stop al
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed as dist
 
 
 def rank() -> int:
@@ -19,3 +24,27 @@ def world_size() -> int:
 def local_rank() -> int:
     """Return this process's number on its machine, which chooses its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def any_process(value: bool, device: torch.device) -> bool:
+    """Tell whether a value is true in any of the processes; all of them must ask."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    flag = torch.tensor(int(value), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other processes, where there are any, for the duration of the block; a group that is there serves."""
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -10,25 +10,24 @@ def reconstruction_loss(reconstruction_BD: Tensor, acts_BD: Tensor) -> Tensor:
     return (reconstruction_BD - acts_BD).square().mean(dim=-1) / acts_BD.square().mean(dim=-1)
 
 
-def concept_loss(pre_BN: Tensor, labels_BC: Tensor, scaling: float = 1.0) -> Tensor:
-    """Return the binary cross-entropy of each token, summed over the C concepts, of shape [B].
-
-    It applies to the pre-activations, before TopK, of the first C latents, which are reserved for the concepts.
+def concept_losses(pre_BC: Tensor, labels_BC: Tensor, scaling: float = 1.0) -> Tensor:
+    """Return the binary cross-entropy of each token and concept, of shape [B, C].
 
     Args:
-        pre_BN: pre-activations.
+        pre_BC: pre-activations, before TopK, of the latents reserved for the concepts.
         labels_BC: 0 or 1.
         scaling: weight of the positive labels; it multiplies their gradients.
     """
-    pre_BC = pre_BN[:, : labels_BC.shape[1]]
     weight = torch.tensor(scaling, dtype=pre_BC.dtype, device=pre_BC.device)
-    loss_BC = F.binary_cross_entropy_with_logits(
-        pre_BC, labels_BC.to(pre_BC.dtype), pos_weight=weight, reduction="none"
-    )
-    return loss_BC.sum(dim=1)
+    return F.binary_cross_entropy_with_logits(pre_BC, labels_BC.to(pre_BC.dtype), pos_weight=weight, reduction="none")
 
 
-def fraction_of_variance_unexplained(reconstruction_BD: Tensor, acts_BD: Tensor) -> Tensor:
-    """Return the squared error of a batch over its variance around the batch mean, a scalar."""
-    residual = (reconstruction_BD - acts_BD).square().sum()
-    return residual / (acts_BD - acts_BD.mean(dim=0)).square().sum()
+def concept_loss(pre_BN: Tensor, labels_BC: Tensor, scaling: float = 1.0) -> Tensor:
+    """Return the binary cross-entropy of each token, summed over the C concepts, of shape [B].
+
+    Args:
+        pre_BN: pre-activations; the first C latents are reserved for the concepts.
+        labels_BC: 0 or 1.
+        scaling: weight of the positive labels.
+    """
+    return concept_losses(pre_BN[:, : labels_BC.shape[1]], labels_BC, scaling).sum(dim=1)

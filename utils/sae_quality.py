@@ -7,53 +7,54 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from utils.activation_cache import ActivationSplit
-from utils.losses import concept_loss, reconstruction_loss
+from utils.losses import concept_losses, reconstruction_loss
+from utils.measures import Measures
+from utils.objective import StepResult
 from utils.sae import SAE
 from utils.tokens import special_token_ids
 
+_QUALITIES = ("reconstruction_loss", "concept_loss", "l0", "fvu", "cosine", "dead_latents")
+
 
 @torch.no_grad()
-def activation_quality(
-    sae: SAE, data: ActivationSplit, batch_size: int, max_tokens: int | None = None
-) -> dict[str, float]:
-    """Measure an SAE on a split, or on evenly spaced tokens of it.
+def measure(
+    sae: SAE, data: ActivationSplit, batch_size: int, max_tokens: int | None = None, rank: int = 0, world_size: int = 1
+) -> Measures:
+    """Measure an SAE on a split, or on evenly spaced tokens of it; of several processes, each takes its share.
 
-    Returns:
-        `reconstruction_loss` and `concept_loss` as in training; `l0`, latents that are not 0 per token; `fvu`, the
-        fraction of variance unexplained over all tokens; `cosine` between activation and reconstruction;
-        `dead_latents`, the share that no token activates.
+    Args:
+        sae: whose first latents are held against the labels.
+        data: the split.
+        batch_size: tokens at once.
+        max_tokens: fewer tokens than the split has.
+        rank: this process, of `world_size`.
+        world_size: how many processes share the tokens; all get the sums of all.
     """
     device = sae.pre_bias.device
     n_tokens = len(data) if max_tokens is None else min(len(data), max_tokens)
-    rows = np.linspace(0, len(data) - 1, n_tokens).astype(np.int64)
-    sums = dict.fromkeys(("reconstruction_loss", "concept_loss", "l0", "cosine", "residual"), 0.0)
-    acts_sum_D = torch.zeros(sae.config.n_inputs, dtype=torch.float64, device=device)
-    acts_square = 0.0
-    alive_N = torch.zeros(sae.config.n_latents, dtype=torch.bool, device=device)
-    for start in range(0, n_tokens, batch_size):
+    rows = np.linspace(0, len(data) - 1, n_tokens).astype(np.int64)[rank::world_size]
+    measures = Measures(sae.config.n_inputs, sae.config.n_latents, data.n_concepts, device)
+    for start in range(0, len(rows), batch_size):
         rows_B = rows[start : start + batch_size]
         acts_BD = torch.from_numpy(data.acts(rows_B)).to(device)
         labels_BC = torch.from_numpy(data.take("label", rows_B)).to(device)
-        output = sae(acts_BD)
-        active_BN = output.latents_BN != 0
-        sums["reconstruction_loss"] += reconstruction_loss(output.reconstruction_BD, acts_BD).sum().item()
-        sums["concept_loss"] += concept_loss(output.pre_BN, labels_BC).sum().item()
-        sums["l0"] += active_BN.sum().item()
-        sums["cosine"] += F.cosine_similarity(output.reconstruction_BD, acts_BD, dim=-1).sum().item()
-        sums["residual"] += (output.reconstruction_BD - acts_BD).double().square().sum().item()
-        acts_sum_D += acts_BD.double().sum(dim=0)
-        acts_square += acts_BD.double().square().sum().item()
-        alive_N |= active_BN.any(dim=0)
-    variance = acts_square - acts_sum_D.square().sum().item() / n_tokens
-    residual = sums.pop("residual")
-    return {key: value / n_tokens for key, value in sums.items()} | {
-        "fvu": residual / variance if variance > 0 else float("nan"),
-        "dead_latents": 1 - alive_N.float().mean().item(),
-    }
+        output = sae.training_forward(acts_BD, data.n_concepts)
+        loss_B = reconstruction_loss(output.reconstruction_BD, acts_BD)
+        loss_BC = concept_losses(output.concept_pre_BC, labels_BC)
+        measures.add(acts_BD, labels_BC, StepResult(loss_B.mean(), loss_B, loss_BC, output))
+    measures.reduce()
+    return measures
+
+
+def activation_quality(
+    sae: SAE, data: ActivationSplit, batch_size: int, max_tokens: int | None = None
+) -> dict[str, float]:
+    """Return `reconstruction_loss`, `concept_loss`, `l0`, `fvu`, `cosine` and `dead_latents`, see `Measures.values`."""
+    values = measure(sae, data, batch_size, max_tokens).values()
+    return {name: values[name] for name in _QUALITIES}
 
 
 @torch.no_grad()

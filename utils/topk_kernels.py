@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ _RADIX = 2048  # buckets of the 11 highest bits of a float32, then of the next 1
 def top_k_rows(pre_BN: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     """Return the places of the k largest values of each row, ascending, [B, k]; of equals, the first.
 
-    NaN counts as larger than every number, as in PyTorch.
+    NaN counts as larger than every number, as in PyTorch, and -0 as smaller than 0.
     """
     indices_BK = np.empty((len(pre_BN), k), np.int32)
     _in_threads(_top_k, _equal_parts(len(pre_BN)), pre_BN, pre_BN.view(np.uint32), indices_BK)
@@ -62,7 +63,7 @@ def _equal_parts(n: int) -> list[int]:
 
 def _in_threads(kernel: Callable[..., None], parts: list[int], *arrays: Any) -> None:
     """Call a kernel, which holds no lock, on parts[i] to parts[i + 1] in thread i."""
-    ranges = [(start, end) for start, end in zip(parts, parts[1:], strict=False) if start < end]
+    ranges = [(start, end) for start, end in pairwise(parts) if start < end]
     if len(ranges) > 1:
         list(_threads(os.getpid(), len(ranges)).map(lambda ends: kernel(*arrays, *ends), ranges))
     else:
@@ -105,14 +106,15 @@ def _top_k(pre_BN, bits_BN, indices_BK, start, end):  # type: ignore[no-untyped-
         filled = n = 0
         while missing < n_candidates and filled < k:
             place[filled] = n
-            equal = np.int64(keys[n] == prefix and missing > 0)
-            missing -= equal
-            n_candidates -= np.int64(keys[n] == prefix)
-            filled += np.int64(keys[n] > prefix) + equal
+            equal = int(keys[n] == prefix)
+            taken = equal if missing > 0 else 0
+            missing -= taken
+            n_candidates -= equal
+            filled += int(keys[n] > prefix) + taken
             n += 1
         while filled < k:  # from here on all of them, without asking how many
             place[filled] = n
-            filled += np.int64(keys[n] >= prefix)
+            filled += int(keys[n] >= prefix)
             n += 1
 
 
@@ -133,7 +135,7 @@ def _keep(keys, n_keys, shift, prefix, kept):  # type: ignore[no-untyped-def] # 
     for i in range(n_keys):
         key = keys[i]
         kept[n_kept] = key
-        n_kept += np.int64((key >> shift) == prefix)
+        n_kept += int((key >> shift) == prefix)
     return n_kept
 
 
@@ -213,7 +215,12 @@ def _transposed_product(starts_N, tokens, places, values, x_BD, out_ND, sum_N, s
         while entry + 4 <= after:
             v0, v1 = values[places[entry]], values[places[entry + 1]]
             v2, v3 = values[places[entry + 2]], values[places[entry + 3]]
-            x0, x1, x2, x3 = x_BD[tokens[entry]], x_BD[tokens[entry + 1]], x_BD[tokens[entry + 2]], x_BD[tokens[entry + 3]]
+            x0, x1, x2, x3 = (
+                x_BD[tokens[entry]],
+                x_BD[tokens[entry + 1]],
+                x_BD[tokens[entry + 2]],
+                x_BD[tokens[entry + 3]],
+            )
             for d in range(n_inputs):
                 out[d] += v0 * x0[d] + v1 * x1[d] + v2 * x2[d] + v3 * x3[d]
             total += v0 + v1 + v2 + v3

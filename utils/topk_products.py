@@ -65,9 +65,7 @@ def encode_top_k(
     return result
 
 
-def decode_top_k(
-    values_BK: Tensor, indices_BK: Tensor, weight_DN: Tensor, dtype: torch.dtype | None = None
-) -> Tensor:
+def decode_top_k(values_BK: Tensor, indices_BK: Tensor, weight_DN: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return W f, [B, D], where f holds the values at their places and zeros elsewhere.
 
     Args:
@@ -87,7 +85,7 @@ def _sparse(tensor: Tensor, k: int, n_latents: int) -> bool:
 
 class _EncodeTopK(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         z_BD: Tensor,
         pre_bias_D: Tensor,
@@ -108,7 +106,7 @@ class _EncodeTopK(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BK: Tensor, _: Tensor, grad_BC: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BK: Tensor, _: Tensor, grad_BC: Tensor) -> tuple[Tensor | None, ...]:
         centred_BD, weight_ND, indices_BK = ctx.saved_tensors
         n_latents, n_concepts = len(weight_ND), grad_BC.shape[1]
         if _sparse(centred_BD, indices_BK.shape[1], n_latents):
@@ -125,9 +123,7 @@ class _EncodeTopK(Function):
 
 class _DecodeTopK(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, values_BK: Tensor, indices_BK: Tensor, weight_DN: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, values_BK: Tensor, indices_BK: Tensor, weight_DN: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(values_BK, indices_BK, weight_DN)
         ctx.dtype = dtype
         if dtype == values_BK.dtype and _sparse(values_BK, *_sizes(indices_BK, weight_DN)):
@@ -138,7 +134,7 @@ class _DecodeTopK(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
         values_BK, indices_BK, weight_DN = ctx.saved_tensors
         if ctx.dtype == values_BK.dtype and _sparse(values_BK, *_sizes(indices_BK, weight_DN)):
             arrays = (grad_BD, indices_BK.int(), weight_DN.T)

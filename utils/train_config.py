@@ -1,15 +1,19 @@
 """The run config: one JSON file per SAE that is trained."""
 
+import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from utils.activation_cache import ActivationCache
 from utils.atomic import read_json_object
 from utils.errors import UserError
-from utils.sae import SAEConfig
+from utils.sae import TOPK_POSTACTS, SAEConfig
+from utils.schedule import LR_DECAYS
 
+PRECISIONS = ("float32", "bfloat16")
+COMPILERS = ("", "inductor", "cudagraphs", "aot_eager")
 PRETRAINED = "pretrained/"
 _NAME = re.compile(r"(?P<model>[^-]+)-l(?P<n_latents>\d+)-b(?P<block>\d+)-k(?P<k>\d+)(-.+)?")
 
@@ -19,16 +23,26 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     """Everything that decides a training run, beside the seed and the scaling of the concept loss.
 
     Attributes:
-        batch_size: tokens of a step.
+        batch_size: tokens of a step, in all processes together.
         ds_path: folder of the cached activations; `pretrained/REF` marks an SAE to load with
             `utils.sae_loading.load_sae(REF)`, never to train (then batch_size is -1 and lr 0).
         factor: latents per input; n_latents = n_inputs * factor.
         k: latents kept per token.
-        lr: Adam's constant learning rate.
+        lr: Adam's learning rate.
         max_epochs: passes over the training split.
         n_inputs: width of the activations.
         activation: see `utils.sae.ACTIVATIONS`.
         ckpt_path: folder for the checkpoint, instead of the script's --out.
+        warmup_steps: steps over which the learning rate rises to `lr`.
+        lr_decay: `none`, `linear` or `cosine`: how it falls to 0 at the last step.
+        unit_norm_decoder: keep every decoder column at norm 1.
+        aux_k: dead latents that learn from each token's residual (AuxK); 0: none.
+        aux_k_coefficient: weight of that loss.
+        dead_after_tokens: tokens without it after which a latent counts as dead for AuxK.
+        precision: of the products, `float32` or `bfloat16`; weights, sums and Adam stay float32.
+        accumulation_steps: parts a batch is computed in, one after the other, to save memory.
+        early_stopping: epochs without a lower evaluation loss after which training ends; 0: never.
+        compile: a backend of torch.compile, `inductor`, `cudagraphs` or `aot_eager`; empty: none.
     """
 
     batch_size: int
@@ -40,6 +54,16 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     n_inputs: int
     activation: str
     ckpt_path: str | None = None
+    warmup_steps: int = 0
+    lr_decay: str = "none"
+    unit_norm_decoder: bool = False
+    aux_k: int = 0
+    aux_k_coefficient: float = 1 / 32
+    dead_after_tokens: int = 1_000_000
+    precision: str = "float32"
+    accumulation_steps: int = 1
+    early_stopping: int = 0
+    compile: str = ""
 
     def __post_init__(self) -> None:
         for key in ("ds_path", "activation"):
@@ -55,9 +79,36 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
         positive = isinstance(self.lr, int | float) and not isinstance(self.lr, bool) and 0 < self.lr < float("inf")
         if not positive and not self.pretrained:
             raise UserError(f"lr: must be a positive number, not {self.lr!r}")
+        self._check_options()
         if self.ckpt_path is not None and not isinstance(self.ckpt_path, str):
             raise UserError(f"ckpt_path: must be a string, not {self.ckpt_path!r}")
         self.sae  # noqa: B018 - refuses impossible shapes early
+
+    def _check_options(self) -> None:
+        lowest = {"warmup_steps": 0, "aux_k": 0, "dead_after_tokens": 1, "accumulation_steps": 1, "early_stopping": 0}
+        for key, low in lowest.items():
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise UserError(f"{key}: must be a whole number of at least {low}, not {value!r}")
+        choices = {
+            "lr_decay": LR_DECAYS,
+            "precision": PRECISIONS,
+            "unit_norm_decoder": (False, True),
+            "compile": COMPILERS,
+        }
+        for key, known in choices.items():
+            value = getattr(self, key)
+            if not any(type(value) is type(choice) and value == choice for choice in known):
+                names = ", ".join(json.dumps(choice) for choice in known)
+                raise UserError(f"{key}: {value!r} is unknown; choose one of {names}")
+        if not isinstance(self.aux_k_coefficient, int | float) or not 0 < self.aux_k_coefficient < float("inf"):
+            raise UserError(f"aux_k_coefficient: must be a positive number, not {self.aux_k_coefficient!r}")
+        if self.aux_k and self.activation not in TOPK_POSTACTS:
+            raise UserError(f"aux_k: needs a TopK activation, not {self.activation}")
+        if self.batch_size % self.accumulation_steps and not self.pretrained:
+            raise UserError(
+                f"accumulation_steps: {self.accumulation_steps} does not divide the batch_size {self.batch_size}"
+            )
 
     @property
     def pretrained(self) -> bool:
@@ -82,7 +133,7 @@ def load_train_config(path: Path) -> SAE_Train_config:
     """
     values = read_json_object(path)
     known = {field.name for field in fields(SAE_Train_config)}
-    needed = known - {"ckpt_path"}
+    needed = {field.name for field in fields(SAE_Train_config) if field.default is MISSING}
     if unknown := values.keys() - known:
         raise UserError(f"{path}: unknown key(s) {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
     if missing := needed - values.keys():

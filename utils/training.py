@@ -1,139 +1,51 @@
-"""Training an SAE on cached activations: one step, an evaluation, and the loop over epochs."""
+"""Training in one process, or in several under torchrun: the loop around the core, its logs and its checkpoints."""
 
 import logging
+import math
 import time
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.activation_cache import ActivationCache
-from utils.activation_reader import ActivationReader, Batch
-from utils.atomic import atomic_file, differences
+from utils.atomic import write_json
 from utils.checkpoint import (
     ResumeState,
     has_checkpoint,
+    load_best,
     load_resume,
     read_checkpoint_config,
+    save_best,
     save_checkpoint,
     save_resume,
 )
+from utils.distributed import any_process, process_group, rank, world_size
 from utils.errors import UserError
-from utils.losses import concept_loss, fraction_of_variance_unexplained, reconstruction_loss
-from utils.models import default_device
-from utils.sae import SAE
-from utils.sae_quality import activation_quality
+from utils.run_log import RunLog
+from utils.run_settings import check_same, description, run_settings
+from utils.stopping import Stopped, TerminationSignal
 from utils.train_config import SAE_Train_config
+from utils.training_core import TrainingCore
 
 logger = logging.getLogger(__name__)
 
-CLIP_NORM = 1.0
 _QUICK_EVALUATION_TOKENS = 8_192  # after each epoch but the last
+_STEPS_PER_WINDOW = 20  # of the logs; only then the host waits for the device
 _SECONDS_BETWEEN_SAVES = 30.0
-_STEPS_BETWEEN_BARS = 10
-
-
-class Trainer:
-    """An SAE, its optimizer and its data; everything a run is, and all of it can be saved and restored."""
-
-    def __init__(
-        self,
-        config: SAE_Train_config,
-        cache: ActivationCache,
-        cond_loss_scaling: float,
-        seed: int,
-        device: torch.device | None = None,
-    ) -> None:
-        self.config = config
-        self.data = cache.split("train")
-        self.cond_loss_scaling = cond_loss_scaling
-        self.seed = seed
-        self.device = device or default_device()
-        self.reader = ActivationReader(self.data, config.batch_size, seed, device=self.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.sae = SAE(config.sae).to(self.device)
-        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, fused=True)
-        self.history: list[dict[str, Any]] = []
-
-    @property
-    def epochs_trained(self) -> int:
-        """The number of whole epochs so far."""
-        return len(self.history)
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the SAE on one batch (paper: L = mean of L_r + L_c, clip at 1.0, Adam); return detached scalars."""
-        acts_BD = batch.acts_BD.to(self.sae.pre_bias.dtype)
-        output = self.sae(acts_BD)
-        loss_r = reconstruction_loss(output.reconstruction_BD, acts_BD).mean()
-        loss_c = torch.zeros((), device=self.device)
-        if self.cond_loss_scaling > 0:
-            loss_c = concept_loss(output.pre_BN, batch.labels_BC, self.cond_loss_scaling).mean()
-        loss = loss_r + loss_c
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), CLIP_NORM)
-        self.optimizer.step()
-        with torch.no_grad():
-            return {
-                "loss": loss.detach(),
-                "reconstruction_loss": loss_r.detach(),
-                "concept_loss": loss_c.detach(),
-                "l0": (output.latents_BN != 0).sum(dim=1, dtype=torch.float32).mean(),
-                "fvu": fraction_of_variance_unexplained(output.reconstruction_BD, acts_BD),
-            }
-
-    def train_epoch(self, bar: tqdm) -> dict[str, float]:
-        """Train on every full batch once; return the means over the epoch.
-
-        Raises:
-            UserError: the loss is no longer a number.
-        """
-        sums: dict[str, Tensor] = {}
-        n_steps = 0
-        for batch in self.reader.epoch(self.epochs_trained):
-            values = self.step(batch)
-            n_steps += 1
-            sums = {key: sums.get(key, torch.zeros_like(value)) + value for key, value in values.items()}
-            bar.update(len(batch.rows_B))
-            if n_steps % _STEPS_BETWEEN_BARS == 0:  # reading a value waits for the GPU
-                shown = {"loss": "loss", "l0": "L0", "fvu": "FVU"}
-                bar.set_postfix({name: f"{values[key].item():.3g}" for key, name in shown.items()})
-        means = {key: (value / n_steps).item() for key, value in sums.items()}
-        if not np.isfinite(means["loss"]):
-            raise UserError(
-                f"the loss became {means['loss']} in epoch {self.epochs_trained + 1}; lower lr in the config"
-            )
-        return means
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the weights and Adam's moments, on the CPU, under the weights' names."""
-        tensors = {}
-        for name, parameter in self.sae.named_parameters():
-            tensors[f"weight.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = value
-        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
-        """Go back to a saved state."""
-        self.history = list(history)
-        for name, parameter in self.sae.named_parameters():
-            parameter.copy_(tensors[f"weight.{name}"])
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
-            self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].to(self.device) for key in keys}
+_SHARE_OF_SAVING = 0.05  # of the time
+_FAILURE = "failed_step.json"
 
 
 def train(
     config: SAE_Train_config, cache: ActivationCache, folder: Path, *, cond_loss_scaling: float = 1.0, seed: int = 0
 ) -> dict[str, Any]:
     """Train an SAE into a checkpoint folder; go on where an earlier run stopped; do nothing where all is done.
+
+    However often it is interrupted, and wherever, the weights in the end are the same.
 
     Args:
         config: what to train.
@@ -143,91 +55,183 @@ def train(
         seed: of the initial weights and the order of the tokens.
 
     Returns:
-        The last epoch's losses and measures.
+        The last epoch's losses and measures, or the best one's where training stopped early.
 
     Raises:
-        UserError: labels that guidance needs are missing, or a folder with a checkpoint of other settings.
+        UserError: labels that guidance needs are missing, a folder with a checkpoint of other settings, or a loss that
+            is no number.
+        Stopped: by SIGTERM, after saving.
     """
-    if cond_loss_scaling > 0 and not cache.concepts:
-        raise UserError(f"{cache.folder} has no labels to guide by; use --cond-loss-scaling 0")
-    if cond_loss_scaling > 0 and len(cache.concepts) > config.sae.n_latents:
-        raise UserError(f"{len(cache.concepts)} concepts need as many latents, but there are {config.sae.n_latents}")
-    settings = _settings(config, cache, cond_loss_scaling, seed)
+    settings = run_settings(config, cache, cond_loss_scaling, seed)
     if has_checkpoint(folder):
         done = read_checkpoint_config(folder)
-        _check_same(folder, {key: done.get(key) for key in settings}, settings)
-        if done["epochs_trained"] >= config.max_epochs:
+        check_same(folder, {key: done.get(key) for key in settings}, settings)
+        if done["epochs_trained"] >= config.max_epochs or done.get("stopped_early"):
             logger.info("%s is trained already (%s epochs)", folder, done["epochs_trained"])
             return dict(done["metrics"])
-    trainer = Trainer(config, cache, cond_loss_scaling, seed)
-    if (state := load_resume(folder)) is not None:
-        _check_same(folder, state.settings, settings)
-        trainer.restore(state.tensors, state.history)
-        logger.info("going on with %s after epoch %s", folder, trainer.epochs_trained)
-    _run_epochs(trainer, cache, folder, settings)
-    metrics = trainer.history[-1]
-    _write_history(folder, trainer.history)
-    save_checkpoint(folder, trainer.sae, settings | _description(trainer, cache) | {"metrics": metrics})
-    return dict(metrics)
+    with process_group():
+        core = TrainingCore(config, cache, cond_loss_scaling, seed, rank=rank(), world_size=world_size())
+        if world_size() > 1:
+            core.module = DistributedDataParallel(core.objective)
+        return _Run(core, cache, folder, settings).to_its_end()
 
 
-def _run_epochs(trainer: Trainer, cache: ActivationCache, folder: Path, settings: dict[str, Any]) -> None:
-    config = trainer.config
-    split = cache.evaluation_split()
-    tokens_per_epoch = len(trainer.reader) * config.batch_size
-    saved = time.monotonic()
-    with tqdm(
-        total=tokens_per_epoch * config.max_epochs,
-        initial=tokens_per_epoch * trainer.epochs_trained,
-        unit="tok",
-        unit_scale=True,
-        desc=folder.name,
-    ) as bar:
-        while trainer.epochs_trained < config.max_epochs:
-            last = trainer.epochs_trained + 1 == config.max_epochs
-            row: dict[str, Any] = {"epoch": trainer.epochs_trained + 1} | trainer.train_epoch(bar)
-            if split is not None:
-                max_tokens = None if last else _QUICK_EVALUATION_TOKENS
-                measured = activation_quality(trainer.sae, cache.split(split), config.batch_size, max_tokens)
-                row |= {f"{split}_{key}": value for key, value in measured.items()}
-            trainer.history.append(row)
-            if last or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                save_resume(folder, ResumeState(trainer.state(), settings, trainer.history))
-                saved = time.monotonic()
+class _Run:
+    """A core on its way through the epochs, with all that is written meanwhile (by the first process)."""
+
+    def __init__(self, core: TrainingCore, cache: ActivationCache, folder: Path, settings: dict[str, Any]) -> None:
+        self.core, self.cache, self.folder, self.settings = core, cache, folder, settings
+        self.split = cache.evaluation_split()
+        self.chief = core.rank == 0
+        self.epoch_sums = core.window.empty()
+        self.history: list[dict[str, Any]] = []
+        self.concepts: list[dict[str, Any]] = []
+        if (state := load_resume(folder)) is not None:
+            check_same(folder, state.settings, settings)
+            core.restore(state.tensors)
+            for name, value in self._sums():
+                value.copy_(state.tensors[name])
+            self.history, self.concepts = state.history, state.concepts
+            logger.info("going on with %s after step %s of %s", folder, core.steps, core.total_steps)
+        elif self.chief:
+            _estimate(core, folder)
+        self.saved_at, self.saving_took = time.monotonic(), 0.0
+        self.window_began = self.epoch_began = time.perf_counter()
+        self.window_from = self.epoch_from = core.steps
+
+    def to_its_end(self) -> dict[str, Any]:
+        core = self.core
+        self.log = RunLog(self.folder, core.steps) if self.chief else None
+        with TerminationSignal() as stop, self._bar() as bar:
+            while core.steps < core.total_steps and not self._has_stopped_early():
+                for batch in core.batches():
+                    core.step(batch)
+                    bar.update(core.config.batch_size)
+                    epoch_ends = core.steps % core.steps_per_epoch == 0
+                    window_ends = core.steps % _STEPS_PER_WINDOW == 0 or epoch_ends
+                    if window_ends or (stop.received and core.world_size == 1):
+                        stopped = any_process(stop.received, core.device)
+                        self._check_finite()
+                        if window_ends:
+                            self._close_window(bar)
+                        if epoch_ends:
+                            self._close_epoch()
+                        self._save(now=stopped or core.steps == core.total_steps)
+                        if stopped:
+                            raise Stopped(f"{self.folder}: stopped after step {core.steps}")
+        return self._finish()
+
+    def _bar(self) -> tqdm:
+        size = self.core.config.batch_size
+        return tqdm(
+            total=size * self.core.total_steps, initial=size * self.core.steps, unit="tok", unit_scale=True,
+            desc=self.folder.name, disable=not self.chief,
+        )  # fmt: skip
+
+    def _close_window(self, bar: tqdm) -> None:
+        core = self.core
+        core.close_window()
+        values = core.window.values()
+        bar.set_postfix(loss=f"{values['loss']:.3g}", L0=f"{values['l0']:.3g}", FVU=f"{values['fvu']:.3g}")
+        if self.log:
+            now = time.perf_counter()
+            tokens = (core.steps - self.window_from) * core.config.batch_size
+            epoch = (core.steps - 1) // core.steps_per_epoch + 1
+            row = {"step": core.steps, "epoch": epoch, "learning_rate": core.optimizer.param_groups[0]["lr"]}
+            self.log.window(row | values | {"tokens_per_second": tokens / (now - self.window_began)})
+        self.window_from, self.window_began = core.steps, time.perf_counter()
+        self.epoch_sums.merge(core.window)
+        core.window.reset()
+
+    def _close_epoch(self) -> None:
+        core = self.core
+        epoch = core.steps // core.steps_per_epoch
+        seconds = time.perf_counter() - self.epoch_began
+        about = {"epoch": epoch, "step": core.steps}
+        row: dict[str, Any] = about | self.epoch_sums.values()
+        concepts = [about | {"split": "train"} | one for one in self.epoch_sums.concept_rows(self.cache.concepts)]
+        if self.split is not None:
+            max_tokens = None if core.steps == core.total_steps else _QUICK_EVALUATION_TOKENS
+            measures = core.evaluate(self.cache.split(self.split), max_tokens)
+            values, rows = measures.values(), measures.concept_rows(self.cache.concepts)
+            row |= {f"{self.split}_{key}": value for key, value in values.items()}
+            concepts += [about | {"split": self.split} | one for one in rows]
+            if self.log:
+                self.log.epoch(core.steps, values, self.split, rows)
+        row["tokens_per_second"] = (core.steps - self.epoch_from) * core.config.batch_size / seconds
+        self.history.append(row)
+        self.concepts += concepts
+        if self.chief and core.config.early_stopping and self._best_epoch() == epoch:
+            save_best(self.folder, core.sae)
+        self.epoch_sums.reset()
+        self.epoch_from, self.epoch_began = core.steps, time.perf_counter()
+
+    def _evaluation_losses(self) -> list[float]:
+        key = f"{self.split}_loss" if self.split is not None else "loss"
+        return [row[key] for row in self.history]
+
+    def _best_epoch(self) -> int:
+        losses = self._evaluation_losses()
+        return losses.index(min(losses)) + 1
+
+    def _has_stopped_early(self) -> bool:
+        patience = self.core.config.early_stopping
+        return patience > 0 and len(self.history) > patience and len(self.history) - self._best_epoch() >= patience
+
+    def _save(self, *, now: bool) -> None:
+        began = time.monotonic()
+        due = max(_SECONDS_BETWEEN_SAVES, self.saving_took / _SHARE_OF_SAVING)
+        if self.chief and (now or began - self.saved_at > due):
+            tensors = self.core.state() | {name: value.cpu() for name, value in self._sums()}
+            save_resume(self.folder, ResumeState(tensors, self.settings, self.history, self.concepts))
+            self.saved_at = time.monotonic()
+            self.saving_took = self.saved_at - began
+
+    def _sums(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, measures in (("window", self.core.window), ("epoch", self.epoch_sums)):
+            for name, value in measures.sums.items():
+                yield f"{prefix}.{name}", value
+
+    def _check_finite(self) -> None:
+        core = self.core
+        if (bad_step := core.first_bad_step()) is None:
+            return
+        texts = core.text_ids(bad_step)
+        if self.chief:
+            write_json(self.folder / _FAILURE, {"step": bad_step, "text_ids": texts, "split": "train"})
+        state = load_resume(self.folder)
+        kept = f"the state after step {int(state.tensors['steps'])} is kept" if state else "nothing was saved before"
+        some = ", ".join(str(text) for text in texts[:8]) + (", ..." if len(texts) > 8 else "")
+        raise UserError(
+            f"{self.folder}: loss or gradient of step {bad_step} is not a finite number (texts {some}; all in"
+            f" {_FAILURE}); {kept}; look at these texts' activations or lower lr in the config"
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        core, metrics = self.core, self.history[-1]
+        early = self._has_stopped_early()
+        if core.config.early_stopping and self._best_epoch() < len(self.history):
+            load_best(self.folder, core.sae)
+            metrics = self.history[self._best_epoch() - 1]
+        if self.log:
+            self._save(now=True)
+            self.log.finish(self.history, self.concepts)
+            about = description(core, self.cache) | {"metrics": _without_nan(metrics), "stopped_early": early}
+            save_checkpoint(self.folder, core.sae, self.settings | about)
+        return dict(metrics)
 
 
-def _settings(config: SAE_Train_config, cache: ActivationCache, cond_loss_scaling: float, seed: int) -> dict[str, Any]:
-    """Return what two runs must share to be the same run; the number of epochs may grow."""
-    training = config.to_dict()
-    for key in ("max_epochs", "ckpt_path", "ds_path"):  # the data are known by their checksum, wherever they lie
-        del training[key]
-    return {
-        "sae": config.sae.to_dict(),
-        "training": training
-        | {"cond_loss_scaling": float(cond_loss_scaling), "optimizer": "Adam", "clip_norm": CLIP_NORM},
-        "manifest_sha256": cache.checksum,
-        "seed": seed,
-    }
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what JSON has no number for, such as a mean over no tokens."""
+    return {key: value for key, value in values.items() if math.isfinite(value)}
 
 
-def _description(trainer: Trainer, cache: ActivationCache) -> dict[str, Any]:
-    manifest = cache.manifest
-    keys = ("model", "revision", "block", "site", "dataset", "concepts")
-    return {key: manifest[key] for key in keys} | {
-        "ds_path": str(cache.folder),
-        "epochs_trained": trainer.epochs_trained,
-        "versions": {name: version(name) for name in ("torch", "safetensors")},
-    }
-
-
-def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    found, wanted = (settings | settings["training"] for settings in (found, wanted))
-    for settings in (found, wanted):
-        del settings["training"], settings["sae"]
-    if differs := differences(found, wanted):
-        raise UserError(f"{folder} holds a checkpoint of other settings ({differs}); remove it or choose another --out")
-
-
-def _write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    with atomic_file(folder / "history.csv") as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False)
+def _estimate(core: TrainingCore, folder: Path) -> None:
+    """Tell what the run will take; the time it takes shows in the bar after its first steps."""
+    n = sum(parameter.numel() for parameter in core.sae.parameters())
+    batch = core.reader.batch_size * (2 * core.config.n_inputs + core.config.sae.n_latents) * 4
+    logger.info(
+        "%s: %.3g million parameters, %s steps of %s tokens; about %.2g GB of memory on %s and %.2g GB of disk",
+        folder, n / 1e6, core.total_steps, core.config.batch_size, (16 * n + 3 * batch) / 1e9, core.device.type,
+        (4 * n + 2 * 12 * n) / 1e9,
+    )  # fmt: skip
