@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | test-interop | lint | bench
+# make install | cluster | demo | test | test-slow | test-interop | lint | bench
 # Needs Python 3.11 with pip and venv, nothing else: poetry comes into a private environment (.poetry/).
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PIP_INDEX = $(shell echo "$$PIP_INDEX_URL" | grep . || $(PYTHON) -m pip config g
 	|| $(PYTHON) -m pip config get global.index-url 2>/dev/null \
 	|| $(PYTHON) -c "from pip._internal.models.index import PyPI; print(PyPI.simple_url)")
 
-.PHONY: install demo test test-slow test-interop lint bench
+.PHONY: install cluster demo test test-slow test-interop lint bench
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -23,6 +23,11 @@ $(POETRY):
 	env -u VIRTUAL_ENV -u CONDA_PREFIX -u CONDA_DEFAULT_ENV \
 		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction
 	touch $@
+
+# What a Determined container needs; see startup-hook.sh.
+cluster: $(POETRY)
+	env -u VIRTUAL_ENV -u CONDA_PREFIX -u CONDA_DEFAULT_ENV \
+		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction --only main,cluster
 
 demo: install
 	.venv/bin/python eval/demo.py

@@ -34,7 +34,6 @@ from utils.training_core import TrainingCore
 logger = logging.getLogger(__name__)
 
 _QUICK_EVALUATION_TOKENS = 8_192  # after each epoch but the last
-_STEPS_PER_WINDOW = 20  # of the logs; only then the host waits for the device
 _SECONDS_BETWEEN_SAVES = 30.0
 _SHARE_OF_SAVING = 0.05  # of the time
 _FAILURE = "failed_step.json"
@@ -107,14 +106,12 @@ class _Run:
                 for batch in core.batches():
                     core.step(batch)
                     bar.update(core.config.batch_size)
-                    epoch_ends = core.steps % core.steps_per_epoch == 0
-                    window_ends = core.steps % _STEPS_PER_WINDOW == 0 or epoch_ends
-                    if window_ends or (stop.received and core.world_size == 1):
+                    if core.window_ends or (stop.received and core.world_size == 1):
                         stopped = any_process(stop.received, core.device)
                         self._check_finite()
-                        if window_ends:
+                        if core.window_ends:
                             self._close_window(bar)
-                        if epoch_ends:
+                        if core.epoch_ends:
                             self._close_epoch()
                         self._save(now=stopped or core.steps == core.total_steps)
                         if stopped:

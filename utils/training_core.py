@@ -18,6 +18,7 @@ from utils.schedule import learning_rate
 from utils.train_config import SAE_Train_config
 
 CLIP_NORM = 1.0
+_STEPS_PER_WINDOW = 20  # of the logs; only then the host waits for the device
 _NEVER = torch.iinfo(torch.int64).max
 
 
@@ -82,6 +83,16 @@ class TrainingCore:
     def steps_per_epoch(self) -> int:
         """Full batches in the training split."""
         return len(self.reader)
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the newest step was the last of its epoch."""
+        return self.steps % self.steps_per_epoch == 0
+
+    @property
+    def window_ends(self) -> bool:
+        """Whether it is time to look at what was measured, and to call `close_window`, after the newest step."""
+        return self.steps % _STEPS_PER_WINDOW == 0 or self.epoch_ends
 
     @property
     def total_steps(self) -> int:
@@ -197,9 +208,19 @@ class TrainingCore:
         """Measure the SAE on a split, or on evenly spaced tokens of it, together with the other processes."""
         return measure(self.sae, data, self.reader.batch_size, max_tokens, self.rank, self.world_size)
 
+    def counters(self) -> dict[str, Tensor]:
+        """Return what is to be saved beside weights and moments."""
+        return {"silent_tokens_N": self._silent_tokens_N, "steps": torch.tensor(self.steps)}
+
+    def restore_counters(self, tensors: dict[str, Tensor]) -> None:
+        """Go back to saved counters."""
+        self.steps = int(tensors["steps"])
+        self._silent_tokens_N.copy_(tensors["silent_tokens_N"])
+        self._find_dead()
+
     def state(self) -> dict[str, Tensor]:
         """Return all that training goes on from, on the CPU: the weights under their names, Adam's moments ..."""
-        tensors = {"silent_tokens_N": self._silent_tokens_N, "steps": torch.tensor(self.steps)}
+        tensors = self.counters()
         for name, parameter in self.sae.named_parameters():
             tensors[f"weight.{name}"] = parameter.detach()
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -209,9 +230,7 @@ class TrainingCore:
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a saved state."""
-        self.steps = int(tensors["steps"])
-        self._silent_tokens_N.copy_(tensors["silent_tokens_N"])
-        self._find_dead()
+        self.restore_counters(tensors)
         for name, parameter in self.sae.named_parameters():
             parameter.copy_(tensors[f"weight.{name}"])
             state = {}

@@ -3,8 +3,9 @@
 import io
 import pickle
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,13 +37,10 @@ def read_determined(location: Path, run_config: Path | None) -> ForeignSAE:
     """
     folder = location if (location / "state_dict.pth").is_file() else _choose(location)
     described = read_json_object(folder / "load_data.json", ("hparams",))
-    hparams = described["hparams"]
+    hparams = described["hparams"] or {}  # null where a trial off the cluster was given none
     config_path = run_config or _find_run_config(folder, Path(str(hparams.get("config_path", ""))))
     path = folder / "state_dict.pth"
-    # What Determined stores beside the tensors: NumPy's random state.
-    with torch.serialization.safe_globals(
-        [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype("uint32"))]  # type: ignore[attr-defined]
-    ):
+    with numpy_random_state():
         content = read_tensors(path)
     models = content.get("models_state_dict") or [content.get("model_state_dict")]
     if not isinstance(models[0], dict):
@@ -51,10 +49,17 @@ def read_determined(location: Path, run_config: Path | None) -> ForeignSAE:
     return _convert(path, models[0], read_json_object(config_path, ("k",)), origin)
 
 
+def numpy_random_state() -> AbstractContextManager[None]:
+    """Let PyTorch load what Determined stores beside tensors, NumPy's random state, and no other pickled object."""
+    reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    allowed = torch.serialization.safe_globals([reconstruct, np.ndarray, np.dtype, type(np.dtype("uint32"))])
+    return cast(AbstractContextManager[None], allowed)
+
+
 def _convert(
     path: Path, tensors: dict[str, Any], run: dict[str, Any], origin: dict[str, Any] | None = None
 ) -> ForeignSAE:
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix("module.").removeprefix("sae."): tensor for name, tensor in tensors.items()}
     encoder_ND = take(path, tensors, "encoder.weight")
     # The tied decoder of earlier versions keeps the encoder's shape.
     tied = "decoder.linear.weight" in tensors
@@ -89,7 +94,7 @@ def _choose(location: Path) -> Path:
     found: list[tuple[float, Path]] = []
     names = set()
     for folder in sorted(path.parent for path in location.parent.glob("*/load_data.json")):
-        hparams = read_json_object(folder / "load_data.json", ("hparams",))["hparams"]
+        hparams = read_json_object(folder / "load_data.json", ("hparams",))["hparams"] or {}
         name = Path(str(hparams.get("config_path"))).stem
         names.add(f"{name}_s{hparams.get('cond_loss_scaling', 0):g}")
         if name != wanted["name"] or float(hparams.get("cond_loss_scaling", 0)) != float(wanted["scaling"]):
