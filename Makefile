@@ -33,7 +33,7 @@ demo: install
 	.venv/bin/python eval/demo.py
 
 test: install
-	.venv/bin/python -m pytest -n auto --dist loadgroup
+	.venv/bin/python -m pytest -n auto
 
 test-slow: install
 	.venv/bin/python -m pytest -m slow

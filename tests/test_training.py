@@ -127,6 +127,11 @@ def test_guidance_needs_labels_and_enough_latents(tiny_llama, tmp_path, config, 
     with pytest.raises(UserError, match="no labels to guide by"):
         train(config, cache, tmp_path / "p_s1")
     assert train(config, cache, tmp_path / "p_s0", cond_loss_scaling=0)["l0"] == 8
+    many = LabelledText("many", ["WHO", "NUMBER", *(f"C{c}" for c in range(63))], two_concepts.splits)
+    cache = ActivationCache(cache_activations(many, tiny_llama, 1, "block", tmp_path / "many"))
+    with pytest.raises(UserError, match="65 concepts need as many latents, but there are 64"):
+        train(config, cache, tmp_path / "m_s1")
+    assert not (tmp_path / "m_s1").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(cache, config, tmp_path):
