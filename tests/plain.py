@@ -7,18 +7,22 @@ from sklearn.tree import DecisionTreeClassifier
 
 
 def stump_score(values_B, labels_B):
-    """The purity of one latent's scikit-learn stump, sum over sides of (p^2 + n^2) / size, and its two sides."""
-    stump = DecisionTreeClassifier(max_depth=1, random_state=0).fit(values_B[:, None], labels_B)
-    if stump.tree_.node_count == 1:
-        return -np.inf, None
-    goes_left_B = stump.apply(values_B[:, None]) == 1
-    sides = (np.flatnonzero(goes_left_B), np.flatnonzero(~goes_left_B))
-    counts = [(labels_B[side].sum(), len(side)) for side in sides]
-    return sum(Fraction(int(p**2 + (n - p) ** 2), int(n)) for p, n in counts), sides
+    """The purity of one latent's best split, sum over sides of (p^2 + n^2) / size, and its sides; the lowest of equals.
+
+    In whole numbers: where splits are equally good, scikit-learn lets the rounding of its scores decide.
+    """
+    best: tuple = (-np.inf, None)
+    for value in np.unique(values_B)[:-1]:
+        sides = (np.flatnonzero(values_B <= value), np.flatnonzero(values_B > value))
+        counts = [(int(labels_B[side].sum()), len(side)) for side in sides]
+        score = sum(Fraction(p**2 + (n - p) ** 2, n) for p, n in counts)
+        if score > best[0]:
+            best = score, sides
+    return best
 
 
 def plain_correct_by_depth(values_BN, labels_B):
-    """Grow by fitting one scikit-learn stump per latent at every node; the lowest latent wins a tie."""
+    """Grow by searching the best split of every latent at every node; the lowest latent wins a tie."""
 
     labels_B = labels_B.astype(bool)
     levels = [[np.arange(len(labels_B))]]

@@ -79,11 +79,12 @@ def test_off_the_cluster_the_same_losses(trial_module, config_path, windows, tmp
         torch.testing.assert_close(tensor, alone[name], rtol=0, atol=1e-6)
     folders = [path.parent for path in (tmp_path / "home").rglob("state_dict.pth")]
     by_epoch = {load_checkpoint(folder).config["epochs_trained"]: folder for folder in folders}
-    assert sorted(by_epoch) == [10, 12]
+    assert sorted(by_epoch) == [5, 10, 12]
     for ref in (
         str(by_epoch[12]),
         f"determined:{by_epoch[12]}",
         f"determined:{by_epoch[12].parent}/{config_path.stem}_s1",
+        f"ckpt/{config_path.stem}_s1",
     ):
         loaded = load_sae(ref).sae
         torch.testing.assert_close(loaded.encoder.weight, trial.core.sae.encoder.weight.detach())
@@ -157,6 +158,20 @@ def slow_after(step, first):
             threading.Event().wait(0.02)
 
     return slowed
+
+
+@pytest.mark.interop
+def test_the_best_checkpoint_of_a_trial_is_found(trial_module, config_path, tmp_path):
+    trial_module.train({"config_path": str(config_path), "cond_loss_scaling": 0})
+    losses = {}
+    for path in (tmp_path / "home").rglob("state_dict.pth"):
+        losses[load_checkpoint(path.parent).config["metrics"]["validation_loss"]] = path.parent
+    assert len(losses) == 3
+    best = load_sae(f"determined:{path.parent.parent}/{config_path.stem}_s0@best").sae
+    expected = load_checkpoint(losses[min(losses)]).sae
+    torch.testing.assert_close(best.encoder.weight, expected.encoder.weight)
+    metrics = load_checkpoint(losses[min(losses)]).config["metrics"]
+    assert metrics["validation_loss"] == metrics["reconstruction_loss"]  # vanilla: no concept loss in it
 
 
 @pytest.mark.interop

@@ -3,11 +3,14 @@
 import dataclasses
 import itertools
 
+import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from utils.activation_cache import ActivationCache
+from utils.atomic import lock_file
 from utils.caching import cache_activations
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -102,6 +105,29 @@ def test_a_checkpoint_holds_what_the_contract_says(cache, config, tmp_path):
     names = {path.name for path in (tmp_path / "c_s1").iterdir()}
     tables = {"steps.csv", "history.csv", "concepts.csv"}
     assert names == {"sae.safetensors", "config.json", "resume.safetensors", "tensorboard", "curves.png"} | tables
+
+
+@pytest.mark.parametrize("torn", ["", "step,ep", "step,epoch\n1", "whole\n20,3,0.0"])
+def test_a_torn_table_of_steps_does_not_stop_a_run(cache, config, tmp_path, torn):
+    train(dataclasses.replace(config, max_epochs=2), cache, tmp_path / "x")
+    path = tmp_path / "x/steps.csv"
+    path.write_text(path.read_text() + torn[6:] if torn.startswith("whole") else torn)
+    train(config, cache, tmp_path / "x")
+    steps = pd.read_csv(path)["step"].tolist()
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 3 * (len(cache.split("train")) // 32)
+
+
+def test_two_runs_do_not_share_a_folder(cache, config, tmp_path):
+    with FileLock(lock_file(tmp_path / "x")), pytest.raises(UserError, match="another process is training into it"):
+        train(config, cache, tmp_path / "x")
+
+
+def test_vanilla_losses_have_no_concept_loss_in_them(cache, config, tmp_path):
+    metrics = train(config, cache, tmp_path / "v", cond_loss_scaling=0)
+    assert metrics["loss"] == metrics["reconstruction_loss"]
+    assert metrics["test_loss"] == metrics["test_reconstruction_loss"]
+    assert metrics["test_concept_loss"] > 0
 
 
 def test_damaged_checkpoints_are_named(cache, config, tmp_path):

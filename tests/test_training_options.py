@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from utils.activation_cache import ActivationCache
 from utils.caching import cache_activations
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, load_resume
 from utils.errors import UserError
 from utils.objective import aux_k_loss
 from utils.sae import SAE, SAEConfig
@@ -173,6 +173,20 @@ def test_early_stopping_keeps_the_best_epoch(cache, config, tmp_path):
     before = (tmp_path / "early/sae.safetensors").stat().st_mtime_ns
     assert train(config, cache, tmp_path / "early") == checkpoint.config["metrics"]
     assert (tmp_path / "early/sae.safetensors").stat().st_mtime_ns == before
+
+
+def test_early_stopping_that_did_not_stop_goes_on_from_the_last_epoch_not_the_best(cache, config, tmp_path):
+    config = dataclasses.replace(config, lr=0.5, early_stopping=30)
+    train(dataclasses.replace(config, max_epochs=5), cache, tmp_path / "more")
+    for folder in ("more", "at_once"):
+        train(dataclasses.replace(config, max_epochs=8), cache, tmp_path / folder)
+    states = [load_resume(tmp_path / folder) for folder in ("more", "at_once")]
+    assert states[0] is not None
+    assert states[1] is not None
+    assert states[0].tensors.keys() == states[1].tensors.keys()
+    for name, tensor in states[0].tensors.items():
+        torch.testing.assert_close(tensor, states[1].tensors[name], rtol=0, atol=0, equal_nan=True)
+    assert (tmp_path / "more/sae.safetensors").read_bytes() == (tmp_path / "at_once/sae.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ number, and its exit status when it has ended. Processes of one run meet in the 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -47,6 +48,8 @@ def _train(config_path: str, out: str, rank: str, world_size: str) -> None:
         cli.run(work)
     except SystemExit as end:
         code = end.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         Path(f"{out}.exit{rank}").write_text(str(code))
         os._exit(0)

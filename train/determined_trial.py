@@ -4,7 +4,8 @@
     python train/determined_trial.py CONFIG.json                # off it, into Determined's local storage
 
 Hyperparameters: `config_path` (a run config), `cond_loss_scaling` (0: vanilla, s > 0: guided) and `seed`. Every
-checkpoint folder is, besides Determined's own files, a checkpoint of ours, and loads as one.
+checkpoint folder is, besides Determined's own files, a checkpoint of ours, and loads as one; the finished SAE is also
+written to ckpt/<config>_s<scaling>/, as by train_SAE.py.
 """
 
 import logging
@@ -18,11 +19,11 @@ from torch.utils.data import DataLoader
 
 from utils.activation_cache import ActivationCache
 from utils.activation_reader import Batch
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import has_checkpoint, read_checkpoint_config, save_checkpoint
 from utils.cli import Parser, non_negative_float, run, seed
 from utils.errors import UserError
 from utils.measures import Measures
-from utils.run_settings import description, run_settings
+from utils.run_settings import check_same, description, run_settings
 from utils.sae_formats.released import numpy_random_state
 from utils.train_config import SAE_Train_config, check_against_cache, load_train_config
 from utils.training_core import TrainingCore
@@ -44,6 +45,7 @@ class SAETrial(pytorch.PyTorchTrial):
     def __init__(
         self,
         context: pytorch.PyTorchTrialContext,
+        name: str,
         config: SAE_Train_config,
         cache: ActivationCache,
         cond_loss_scaling: float,
@@ -62,6 +64,11 @@ class SAETrial(pytorch.PyTorchTrial):
         self.reported = self.core.window.empty()
         context.wrap_reducer(_Reported(self.reported), for_training=True, for_validation=False)
         self.metrics: dict[str, float] = {}
+        self.metrics_step = -1
+        out = Path(config.ckpt_path or "ckpt")
+        self.folder = out / f"{name}_s{cond_loss_scaling:g}"
+        if has_checkpoint(self.folder):
+            check_same(self.folder, read_checkpoint_config(self.folder), self.settings)
 
     def build_training_data_loader(self) -> Any:
         """Return the core's batches, endlessly; Determined counts epochs by their length."""
@@ -81,8 +88,11 @@ class SAETrial(pytorch.PyTorchTrial):
         core.step(batch, backward=self.context.backward, update=self._update)
         if core.window_ends:
             if (bad_step := core.first_bad_step()) is not None:
-                texts = core.text_ids(bad_step)
-                raise UserError(f"loss or gradient of step {bad_step} is not a finite number (texts {texts[:8]} ...)")
+                # Not InvalidHP, with which Determined would save the spoilt weights as the newest checkpoint.
+                raise UserError(
+                    f"loss or gradient of step {bad_step} is not a finite number; its tokens are from the texts"
+                    f" {core.text_ids(bad_step)}; look at their activations or lower lr in the config"
+                )
             core.close_window()
             self.reported.merge(core.window)
             core.window.reset()
@@ -95,7 +105,7 @@ class SAETrial(pytorch.PyTorchTrial):
         """Measure the SAE on the whole evaluation split, or on the training split where there is none."""
         measures = self.core.evaluate(self.cache.split(self.cache.evaluation_split() or "train"))
         values = measures.values()
-        self.metrics = {"validation_loss": values["loss"]} | values
+        self.metrics, self.metrics_step = {"validation_loss": values["loss"]} | values, self.core.steps
         concepts = measures.concept_rows(self.cache.concepts)
         return self.metrics | {f"auroc_{row['concept']}": row["auroc"] for row in concepts}
 
@@ -152,9 +162,12 @@ class _CoreState(pytorch.PyTorchCallback):
             self.trial.core.steps = 0
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
-        trial = self.trial
-        about = description(trial.core, trial.cache) | {"metrics": trial.metrics}
-        save_checkpoint(Path(checkpoint_dir), trial.core.sae, trial.settings | about)
+        trial, core = self.trial, self.trial.core
+        metrics = trial.metrics if trial.metrics_step == core.steps else {}
+        about = trial.settings | description(core, trial.cache) | {"metrics": metrics}
+        save_checkpoint(Path(checkpoint_dir), core.sae, about)
+        if core.steps == core.total_steps:
+            save_checkpoint(trial.folder, core.sae, about)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cond-loss-scaling", type=non_negative_float, default=1.0, help="only off the cluster")
     parser.add_argument("--seed", type=seed, default=0, help="only off the cluster")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT)
+    logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT, force=True)
     info = det.get_cluster_info()
     if info is None and args.config is None:
         raise UserError("CONFIG.json: needed off the cluster (see --help)")
@@ -206,13 +219,15 @@ def train(
         pytorch.init(hparams=hparams, exp_conf=experiment, distributed=distributed) as context,
         numpy_random_state(),
     ):
-        trial = SAETrial(context, config, cache, float(hparams["cond_loss_scaling"]), int(hparams.get("seed", 0)))
+        trial = SAETrial(
+            context, path.stem, config, cache, float(hparams["cond_loss_scaling"]), int(hparams.get("seed", 0))
+        )
         pytorch.Trainer(trial, context).fit(
             max_length=pytorch.Epoch(config.max_epochs),
             validation_period=pytorch.Epoch(VALIDATION_EPOCHS),
             checkpoint_period=pytorch.Epoch(CHECKPOINT_EPOCHS),
             reporting_period=pytorch.Batch(_REPORT_STEPS),
-            checkpoint_policy="best" if det.get_cluster_info() else "none",
+            checkpoint_policy="all",  # "best" is the experiment's, not the trial's; the cluster keeps each trial's best
             latest_checkpoint=latest_checkpoint,
         )
     return trial

@@ -134,12 +134,13 @@ class ActivationReader:
 
     def _read_one(self, rows_B: NDArray[np.int64]) -> Batch:
         if self.device.type == "cuda":  # PyTorch keeps and reuses pinned memory by itself
-            acts_BD = torch.empty(
-                (len(rows_B), self.split.d_model), dtype=getattr(torch, self.split.dtype), pin_memory=True
-            )
+            dtype = getattr(torch, self.split.dtype)
+            acts_BD = torch.empty((len(rows_B), self.split.d_model), dtype=dtype, pin_memory=True)
+            labels_BC = torch.empty((len(rows_B), self.split.n_concepts), dtype=torch.int8, pin_memory=True)
             self.split.take("acts", rows_B, out=acts_BD.numpy())
-        else:
-            acts_BD = torch.from_numpy(self.split.take("acts", rows_B, out=self._buffers.get()))
+            self.split.take("label", rows_B, out=labels_BC.numpy())
+            return Batch(rows_B, acts_BD, labels_BC)
+        acts_BD = torch.from_numpy(self.split.take("acts", rows_B, out=self._buffers.get()))
         return Batch(rows_B, acts_BD, torch.from_numpy(self.split.take("label", rows_B)))
 
     def _on_device(self, batch: Batch) -> Batch:

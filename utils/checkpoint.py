@@ -1,6 +1,7 @@
 """SAE checkpoints: a folder with `sae.safetensors`, `config.json` and, to train on, `resume.safetensors`."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from utils.errors import UserError
 from utils.sae import SAE, SAEConfig
 
 FORMAT = 1
-_WEIGHTS, _CONFIG, _RESUME, _BEST = "sae.safetensors", "config.json", "resume.safetensors", "best.safetensors"
+_WEIGHTS, _CONFIG, _RESUME = "sae.safetensors", "config.json", "resume.safetensors"
 _RESUME_KEYS = ("settings", "history", "concepts")
 _CONFIG_KEYS = (
     "sae",
@@ -49,18 +50,8 @@ class Checkpoint:
 def save_checkpoint(folder: Path, sae: SAE, config: dict[str, Any]) -> None:
     """Write weights, then config; a folder without config.json holds no finished SAE."""
     _write_tensors(folder / _WEIGHTS, _weights(sae))
-    (folder / _BEST).unlink(missing_ok=True)
-    write_json(folder / _CONFIG, {"format": FORMAT} | config)
-
-
-def save_best(folder: Path, sae: SAE) -> None:
-    """Keep the weights of the best epoch so far, for a run that may stop early."""
-    _write_tensors(folder / _BEST, _weights(sae))
-
-
-def load_best(folder: Path, sae: SAE) -> None:
-    """Put the weights that `save_best` kept into an SAE."""
-    sae.load_state_dict(load_file(folder / _BEST))
+    metrics = {key: value for key, value in config["metrics"].items() if math.isfinite(value)}  # JSON has no NaN
+    write_json(folder / _CONFIG, {"format": FORMAT} | config | {"metrics": metrics})
 
 
 def _weights(sae: SAE) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import distributed as dist
 
+from utils.errors import UserError
+
 
 def rank() -> int:
     """Return this process's number, 0 where there is only one."""
@@ -35,13 +37,29 @@ def any_process(value: bool, device: torch.device) -> bool:
     return bool(flag)
 
 
+def same_in_all_processes(value: int, device: torch.device) -> bool:
+    """Tell whether all processes have the same number; all of them must ask."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    extremes = torch.tensor([value, -value], device=device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    return bool(extremes.sum() == 0)
+
+
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes, where there are any, for the duration of the block; a group that is there serves."""
+    """Join the other processes, where there are any, for the duration of the block; a group that is there serves.
+
+    Raises:
+        UserError: more processes on this machine than GPUs.
+    """
     if world_size() == 1 or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
+        if local_rank() >= torch.cuda.device_count():
+            n = torch.cuda.device_count()
+            raise UserError(f"more processes than the {n} GPU(s) of this machine; use --nproc-per-node {n}")
         torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:

@@ -18,7 +18,7 @@ def concept_losses(pre_BC: Tensor, labels_BC: Tensor, scaling: float = 1.0) -> T
         labels_BC: 0 or 1.
         scaling: weight of the positive labels; it multiplies their gradients.
     """
-    weight = torch.tensor(scaling, dtype=pre_BC.dtype, device=pre_BC.device)
+    weight = torch.full((), scaling, dtype=pre_BC.dtype, device=pre_BC.device)  # a tensor() would wait for the GPU
     return F.binary_cross_entropy_with_logits(pre_BC, labels_BC.to(pre_BC.dtype), pos_weight=weight, reduction="none")
 
 

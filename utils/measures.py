@@ -25,9 +25,13 @@ class Measures:
         n_latents: N.
         n_concepts: C; 0 for vanilla training.
         device: where the sums live.
+        guided: whether the loss includes that of the concepts.
     """
 
-    def __init__(self, n_inputs: int, n_latents: int, n_concepts: int, device: torch.device) -> None:
+    def __init__(
+        self, n_inputs: int, n_latents: int, n_concepts: int, device: torch.device, guided: bool = True
+    ) -> None:
+        self.guided = guided
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys((*_SCALARS, "grad_norm", "acts_square"), ())
         shapes |= {"acts_D": (n_inputs,), "fired_N": (n_latents,), "loss_C": (n_concepts,), "correct_C": (n_concepts,)}
         shapes["bins_2CH"] = (2, n_concepts, _BINS)  # tokens without and with the label, by pre-activation
@@ -36,7 +40,11 @@ class Measures:
     def empty(self) -> "Measures":
         """Return sums of the same shapes, all 0."""
         return Measures(
-            len(self.sums["acts_D"]), len(self.sums["fired_N"]), len(self.sums["loss_C"]), self.sums["tokens"].device
+            len(self.sums["acts_D"]),
+            len(self.sums["fired_N"]),
+            len(self.sums["loss_C"]),
+            self.sums["tokens"].device,
+            self.guided,
         )
 
     @torch.no_grad()
@@ -115,15 +123,15 @@ class Measures:
         """Return the means over the tokens.
 
         Returns:
-            `loss`, `reconstruction_loss`, `concept_loss` (the unweighted BCE, summed over the concepts), the last two
-            also over tokens with any label (`_labelled`) and with none (`_unlabelled`); `fvu`, the fraction of variance
-            unexplained; `cosine` between activation and reconstruction; `l0`; `dead_latents`, the share that no token
-            activates; `concept_auroc` and `concept_accuracy`, means over the concepts; `grad_norm`, where there were
-            updates. NaN where no token is.
+            `loss`, `reconstruction_loss`, `concept_loss` (the unweighted BCE, summed over the concepts; part of the
+            loss where training is guided), the last two also over tokens with any label (`_labelled`) and with none
+            (`_unlabelled`); `fvu`, the fraction of variance unexplained; `cosine` between activation and
+            reconstruction; `l0`; `dead_latents`, the share that no token activates; `concept_auroc` and
+            `concept_accuracy`, means over the concepts; `grad_norm`, where there were updates. NaN where no token is.
         """
         sums = {name: value.cpu() for name, value in self.sums.items()}
         n, n_labelled, n_steps = (sums[name].item() for name in ("tokens", "labelled", "steps"))
-        values = {"loss": _ratio((sums["loss_r"] + sums["loss_c"]).item(), n)}
+        values = {"loss": _ratio((sums["loss_r"] + self.guided * sums["loss_c"]).item(), n)}
         for key, name in (("loss_r", "reconstruction_loss"), ("loss_c", "concept_loss")):
             total, labelled = sums[key].item(), sums[f"{key}_labelled"].item()
             values[name] = _ratio(total, n)

@@ -26,14 +26,11 @@ class RunLog:
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / STEPS
-        if path.exists():
-            table = pd.read_csv(path)
-            _write(path, table[table["step"] <= steps])
+        _keep_steps(folder / STEPS, steps)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1)
 
     def window(self, row: dict[str, Any]) -> None:
-        """Add the means over some steps, the last of which is `row["step"]`."""
+        """Add the means over some steps; the row begins with the last of them, `step`."""
         path = self.folder / STEPS
         pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
         self._add("train", row["step"], {key: value for key, value in row.items() if key not in ("step", "epoch")})
@@ -60,6 +57,20 @@ class RunLog:
         figure = _draw(pd.read_csv(self.folder / STEPS), pd.DataFrame(history), pd.DataFrame(concepts))
         with atomic_file(self.folder / CURVES) as temporary:
             figure.savefig(temporary, dpi=120)
+
+
+def _keep_steps(path: Path, steps: int) -> None:
+    """Drop the rows of later steps, and one that a kill has torn."""
+    if not path.exists():
+        return
+    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    whole = [row for row in rows if row.endswith("\n") and row.count(",") == header.count(",")]
+    kept = [row for row in whole if int(row.split(",")[0]) <= steps]
+    if not kept:
+        path.unlink()
+        return
+    with atomic_file(path) as temporary:
+        temporary.write_text(header + "".join(kept), encoding="utf-8")
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

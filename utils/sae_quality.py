@@ -21,7 +21,14 @@ _QUALITIES = ("reconstruction_loss", "concept_loss", "l0", "fvu", "cosine", "dea
 
 @torch.no_grad()
 def measure(
-    sae: SAE, data: ActivationSplit, batch_size: int, max_tokens: int | None = None, rank: int = 0, world_size: int = 1
+    sae: SAE,
+    data: ActivationSplit,
+    batch_size: int,
+    max_tokens: int | None = None,
+    *,
+    guided: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Measures:
     """Measure an SAE on a split, or on evenly spaced tokens of it; of several processes, each takes its share.
 
@@ -30,13 +37,14 @@ def measure(
         data: the split.
         batch_size: tokens at once.
         max_tokens: fewer tokens than the split has.
+        guided: whether the loss includes that of the concepts, which is measured anyway.
         rank: this process, of `world_size`.
         world_size: how many processes share the tokens; all get the sums of all.
     """
     device = sae.pre_bias.device
     n_tokens = len(data) if max_tokens is None else min(len(data), max_tokens)
     rows = np.linspace(0, len(data) - 1, n_tokens).astype(np.int64)[rank::world_size]
-    measures = Measures(sae.config.n_inputs, sae.config.n_latents, data.n_concepts, device)
+    measures = Measures(sae.config.n_inputs, sae.config.n_latents, data.n_concepts, device, guided)
     for start in range(0, len(rows), batch_size):
         rows_B = rows[start : start + batch_size]
         acts_BD = torch.from_numpy(data.acts(rows_B)).to(device)

@@ -1,7 +1,7 @@
 """The search for the best Gini split of every latent at every node of a tree's level, compiled.
 
-A latent's sorted values are walked through once, for all nodes together; the samples where it is zero are never touched
-but counted, so that the work grows with the nonzero values.
+A latent's values are walked through once in their order, for all nodes together; the samples where it is zero are never
+touched but counted, so that the work grows with the nonzero values. The latents are shared among threads.
 """
 
 import numpy as np
@@ -67,13 +67,13 @@ def _pass_value(node, value, n, positives, node_n, node_positives, state, best, 
 
 @njit(nogil=True, cache=True)
 def splits_of_latent(  # type: ignore[no-untyped-def]
-    samples, values, labels_B, node_of_B, node_n, node_positives, explicit, touched, state, best, thresholds
+    samples, values_B, labels_B, node_of_B, node_n, node_positives, explicit, touched, state, best, thresholds
 ):
     """Find one latent's best split at every node.
 
     Args:
-        samples: samples of its nonzero values, in ascending order of the `values`.
-        values: see `samples`.
+        samples: those where it is not 0, in the order of its values.
+        values_B: its values at all samples.
         labels_B: 0 or 1.
         node_of_B: each sample's node on this level, -1 where it is done with.
         node_n: samples of each node.
@@ -98,11 +98,15 @@ def splits_of_latent(  # type: ignore[no-untyped-def]
                 counts[node, 0] = counts[node, 1] = best[node, 0] = best[node, 1] = 0
             explicit[node, 0] += 1
             explicit[node, 1] += labels_B[samples[e]]
-    n_negative = np.searchsorted(values, np.float32(0))
+    n_negative = 0
+    while n_negative < len(samples) and values_B[samples[n_negative]] < 0:
+        n_negative += 1
     for e in range(n_negative):
         node = node_of_B[samples[e]]
         if node >= 0:
-            _pass_value(node, values[e], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds)
+            _pass_value(
+                node, values_B[samples[e]], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds
+            )
     for t in range(n_touched):
         node = touched[t]
         zeros, zero_positives = node_n[node] - explicit[node, 0], node_positives[node] - explicit[node, 1]
@@ -112,45 +116,50 @@ def splits_of_latent(  # type: ignore[no-untyped-def]
     for e in range(n_negative, len(samples)):
         node = node_of_B[samples[e]]
         if node >= 0:
-            _pass_value(node, values[e], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds)
+            _pass_value(
+                node, values_B[samples[e]], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds
+            )
     return n_touched
 
 
 @njit(nogil=True, cache=True)
-def stumps(starts, samples, values, labels_B):  # type: ignore[no-untyped-def]
-    """Find the best split of every latent over all samples: (left, left_positives) [N, 2] and thresholds [N]."""
-    n_latents = len(starts) - 1
+def stumps(latents_NB, starts, samples, labels_B, sides_N2, thresholds_N, first, end):  # type: ignore[no-untyped-def]
+    """Find the best split of some latents over all samples: (left, left_positives) and thresholds."""
     node_of_B = np.zeros(len(labels_B), np.int64)
     node_n = np.array([len(labels_B)], np.int64)
     node_positives = np.array([labels_B.sum()], np.int64)
     explicit, touched = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
     state = (np.zeros((1, 2), np.int64), np.zeros(1, np.float32))
     best, threshold = np.zeros((1, 2), np.int64), np.zeros(1, np.float64)
-    sides_N2, thresholds_N = np.zeros((n_latents, 2), np.int64), np.zeros(n_latents, np.float64)
-    for n in range(n_latents):
+    for n in range(first, end):
         here = slice(starts[n], starts[n + 1])
         if splits_of_latent(
-            samples[here], values[here], labels_B, node_of_B, node_n, node_positives,
+            samples[here], latents_NB[n], labels_B, node_of_B, node_n, node_positives,
             explicit, touched, state, best, threshold,
         ):  # fmt: skip
             sides_N2[n] = best[0]
             thresholds_N[n] = threshold[0]
-    return sides_N2, thresholds_N
 
 
 @njit(nogil=True, cache=True)
-def splits_of_level(starts, samples, values, labels_B, node_of_B, node_n, node_positives):  # type: ignore[no-untyped-def]
-    """Find the best latent and threshold of every node of a level; latent -1 where nothing tells its samples apart."""
+def splits_of_level(  # type: ignore[no-untyped-def]
+    latents_NB, starts, samples, labels_B, node_of_B, node_n, node_positives, first, end
+):
+    """Find the best of some latents for every node of a level.
+
+    Returns:
+        The latents, -1 where nothing tells a node's samples apart; (left, left_positives); thresholds.
+    """
     n_nodes = len(node_n)
     explicit, touched = np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes, np.int64)
     state = (np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes, np.float32))
     best, threshold = np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes, np.float64)
     chosen, chosen_sides = np.full(n_nodes, -1, np.int64), np.zeros((n_nodes, 2), np.int64)
     chosen_threshold = np.zeros(n_nodes, np.float64)
-    for n in range(len(starts) - 1):
+    for n in range(first, end):
         here = slice(starts[n], starts[n + 1])
         n_touched = splits_of_latent(
-            samples[here], values[here], labels_B, node_of_B, node_n, node_positives,
+            samples[here], latents_NB[n], labels_B, node_of_B, node_n, node_positives,
             explicit, touched, state, best, threshold,
         )  # fmt: skip
         for t in range(n_touched):
@@ -162,20 +171,31 @@ def splits_of_level(starts, samples, values, labels_B, node_of_B, node_n, node_p
                 chosen[node] = n
                 chosen_sides[node] = best[node]
                 chosen_threshold[node] = threshold[node]
-    return chosen, chosen_threshold
+    return chosen, chosen_sides, chosen_threshold
 
 
 @njit(nogil=True, cache=True)
-def sides_of_samples(starts, samples, values, node_of_B, chosen, thresholds):  # type: ignore[no-untyped-def]
+def best_of_parts(parts_chosen, parts_sides, parts_threshold, node_n, node_positives):  # type: ignore[no-untyped-def]
+    """Choose for every node between the best latents of several parts; the earlier part wins a tie."""
+    chosen, sides, threshold = parts_chosen[0].copy(), parts_sides[0].copy(), parts_threshold[0].copy()
+    for part in range(1, len(parts_chosen)):
+        for node in range(len(chosen)):
+            if parts_chosen[part, node] >= 0 and _better(
+                parts_sides[part, node, 0], parts_sides[part, node, 1], sides[node, 0], sides[node, 1],
+                node_n[node], node_positives[node],
+            ):  # fmt: skip
+                chosen[node] = parts_chosen[part, node]
+                sides[node] = parts_sides[part, node]
+                threshold[node] = parts_threshold[part, node]
+    return chosen, threshold
+
+
+@njit(nogil=True, cache=True)
+def sides_of_samples(latents_NB, node_of_B, chosen, thresholds):  # type: ignore[no-untyped-def]
     """Tell for each sample whether it goes left at its node; False where its node has no split."""
     goes_left_B = np.zeros(len(node_of_B), np.bool_)
     for b in range(len(node_of_B)):
         node = node_of_B[b]
         if node >= 0 and chosen[node] >= 0:
-            goes_left_B[b] = thresholds[node] >= 0  # where the latent is zero; nonzero values follow
-    for node in range(len(chosen)):
-        if chosen[node] >= 0:
-            for e in range(starts[chosen[node]], starts[chosen[node] + 1]):
-                if node_of_B[samples[e]] == node:
-                    goes_left_B[samples[e]] = np.float64(values[e]) <= thresholds[node]
+            goes_left_B[b] = np.float64(latents_NB[chosen[node], b]) <= thresholds[node]
     return goes_left_B

@@ -3,19 +3,15 @@
 Each function shares its rows among as many threads as PyTorch uses; the results do not depend on their number.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-from typing import Any
-
 import numpy as np
-import torch
 from numba import njit
 from numpy.typing import NDArray
 
+from utils.threads import equal_parts, in_threads
+
 _FASTMATH = {"reassoc", "contract"}  # sums in any order; NaN and inf stay what they are
+# What a core works on at a time: so many sums, so many columns of them, and about so many rows for each.
+_TILE, _COLUMNS, _PICKS = 256, 576, 32
 _RADIX = 2048  # buckets of the 11 highest bits of a float32, then of the next 11, then of the last 10
 
 
@@ -25,21 +21,22 @@ def top_k_rows(pre_BN: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     NaN counts as larger than every number, as in PyTorch, and -0 as smaller than 0.
     """
     indices_BK = np.empty((len(pre_BN), k), np.int32)
-    _in_threads(_top_k, _equal_parts(len(pre_BN)), pre_BN, pre_BN.view(np.uint32), indices_BK)
+    in_threads(_top_k, equal_parts(len(pre_BN)), pre_BN, pre_BN.view(np.uint32), indices_BK)
     return indices_BK
 
 
 def weighted_rows(values_BK: NDArray, indices_BK: NDArray[np.int32], rows_ND: NDArray) -> NDArray:
-    """Return sum_k values[b, k] rows[indices[b, k]], [B, D]."""
-    out_BD = np.empty((len(values_BK), rows_ND.shape[1]), rows_ND.dtype)
-    _in_threads(_weighted_rows, _equal_parts(len(values_BK)), values_BK, indices_BK, rows_ND, out_BD)
-    return out_BD
+    """Return sum_k values[b, k] rows[indices[b, k]], [B, D]; the indices of a row ascend."""
+    n_tokens, k = indices_BK.shape
+    starts_B = np.arange(0, n_tokens * k + 1, k)
+    return _sums(starts_B, indices_BK.ravel(), values_BK.ravel(), rows_ND, equal_parts(n_tokens))
 
 
 def chosen_dots(x_BD: NDArray, indices_BK: NDArray[np.int32], rows_ND: NDArray) -> NDArray:
-    """Return x[b] . rows[indices[b, k]], [B, k]."""
+    """Return x[b] . rows[indices[b, k]], [B, k]; the indices of a row ascend."""
     out_BK = np.empty(indices_BK.shape, rows_ND.dtype)
-    _in_threads(_chosen_dots, _equal_parts(len(x_BD)), x_BD, indices_BK, rows_ND, out_BK)
+    width = _width(len(rows_ND), indices_BK.shape[1])
+    in_threads(_dots, equal_parts(len(x_BD)), _in_blocks(x_BD), indices_BK, _in_blocks(rows_ND), out_BK, width)
     return out_BK
 
 
@@ -47,33 +44,30 @@ def transposed_product(
     values_BK: NDArray, indices_BK: NDArray[np.int32], x_BD: NDArray, n_rows: int
 ) -> tuple[NDArray, NDArray]:
     """Return sum over the tokens b that chose row n of values x[b], [N, D], and of the values alone, [N]."""
-    starts_N, tokens, places = _by_row(indices_BK, n_rows)
-    out_ND = np.empty((n_rows, x_BD.shape[1]), x_BD.dtype)
-    sum_N = np.empty(n_rows, x_BD.dtype)
-    threads = torch.get_num_threads()
-    ends = np.searchsorted(starts_N, np.linspace(0, starts_N[-1], threads + 1)[1:-1])
-    parts = np.concatenate([[0], ends, [n_rows]]).tolist()  # rows that many tokens chose take longer
-    _in_threads(_transposed_product, parts, starts_N, tokens, places, values_BK.ravel(), x_BD, out_ND, sum_N)
-    return out_ND, sum_N
+    starts_N, tokens, values, sum_N = _by_row(values_BK, indices_BK, n_rows)
+    # Rows that many tokens chose take longer.
+    ends = np.searchsorted(starts_N, np.linspace(0, starts_N[-1], len(equal_parts(1)))[1:-1])
+    return _sums(starts_N, tokens, values, x_BD, [0, *ends.tolist(), n_rows]), sum_N
 
 
-def _equal_parts(n: int) -> list[int]:
-    return np.linspace(0, n, torch.get_num_threads() + 1).astype(int).tolist()
+def _sums(starts: NDArray, picks: NDArray, values: NDArray, rows_ND: NDArray, parts: list[int]) -> NDArray:
+    """Return, for each i, the sum over e from starts[i] to starts[i + 1] of values[e] rows[picks[e]]."""
+    out_ID = np.empty((len(starts) - 1, rows_ND.shape[1]), rows_ND.dtype)
+    width = _width(len(rows_ND), len(picks) / max(len(out_ID), 1))
+    in_threads(_weighted_sums, parts, starts, picks, values, _in_blocks(rows_ND), _in_blocks(out_ID), width)
+    return out_ID
 
 
-def _in_threads(kernel: Callable[..., None], parts: list[int], *arrays: Any) -> None:
-    """Call a kernel, which holds no lock, on parts[i] to parts[i + 1] in thread i."""
-    ranges = [(start, end) for start, end in pairwise(parts) if start < end]
-    if len(ranges) > 1:
-        list(_threads(os.getpid(), len(ranges)).map(lambda ends: kernel(*arrays, *ends), ranges))
-    else:
-        for start, end in ranges:
-            kernel(*arrays, start, end)
+def _in_blocks(array_ND: NDArray) -> NDArray:
+    """View rows as blocks of columns, [N, blocks, columns]: as many as a core's cache holds of some hundred rows."""
+    n_columns = array_ND.shape[1]
+    size = max((size for size in range(64, _COLUMNS + 1) if n_columns % size == 0), default=n_columns)
+    return array_ND.reshape(len(array_ND), n_columns // size, size)
 
 
-@cache
-def _threads(_process: int, n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n)  # of this process: a fork has no threads
+def _width(n_rows: int, picks: float) -> int:
+    """Return how many rows are gone through together, such that each of the others has picked some of them."""
+    return max(1, min(n_rows, int(_PICKS * n_rows / max(picks, 1))))
 
 
 @njit(nogil=True, cache=True)
@@ -140,95 +134,89 @@ def _keep(keys, n_keys, shift, prefix, kept):  # type: ignore[no-untyped-def] # 
 
 
 @njit(nogil=True, fastmath=_FASTMATH, cache=True)
-def _weighted_rows(values_BK, indices_BK, rows_ND, out_BD, start, end):  # type: ignore[no-untyped-def] # pragma: no cover
-    n_inputs, k = rows_ND.shape[1], values_BK.shape[1]
-    for b in range(start, end):
-        out = out_BD[b]
-        out[:] = 0
-        for first in range(0, k - 3, 4):  # four at once, as `out` is read and written for each otherwise
-            v0, v1, v2, v3 = values_BK[b, first : first + 4]
-            row0, row1 = rows_ND[indices_BK[b, first]], rows_ND[indices_BK[b, first + 1]]
-            row2, row3 = rows_ND[indices_BK[b, first + 2]], rows_ND[indices_BK[b, first + 3]]
-            for d in range(n_inputs):
-                out[d] += v0 * row0[d] + v1 * row1[d] + v2 * row2[d] + v3 * row3[d]
-        for last in range(k - k % 4, k):
-            value, row = values_BK[b, last], rows_ND[indices_BK[b, last]]
-            for d in range(n_inputs):
-                out[d] += value * row[d]
+def _weighted_sums(starts, picks, values, rows_NCS, out_ICS, width, first, last):  # type: ignore # pragma: no cover
+    """Sum some rows, in blocks: of the sums, of the columns, and of the rows, so that all stay in a core's cache."""
+    n_rows, n_blocks, size = rows_NCS.shape
+    at = np.empty(_TILE, np.int64)
+    for tile in range(first, last, _TILE):
+        tile_end = min(tile + _TILE, last)
+        for c in range(n_blocks):
+            out_ICS[tile:tile_end, c] = 0
+            at[: tile_end - tile] = starts[tile:tile_end]
+            for rows_end in range(width, n_rows + width, width):
+                for i in range(tile, tile_end):
+                    out, e, end = out_ICS[i, c], at[i - tile], starts[i + 1]
+                    while e + 4 <= end and picks[e + 3] < rows_end:  # four at once, as `out` is read for each otherwise
+                        v0, v1, v2, v3 = values[e], values[e + 1], values[e + 2], values[e + 3]
+                        row0, row1 = rows_NCS[picks[e], c], rows_NCS[picks[e + 1], c]
+                        row2, row3 = rows_NCS[picks[e + 2], c], rows_NCS[picks[e + 3], c]
+                        for d in range(size):
+                            out[d] += v0 * row0[d] + v1 * row1[d] + v2 * row2[d] + v3 * row3[d]
+                        e += 4
+                    while e < end and picks[e] < rows_end:
+                        value, row = values[e], rows_NCS[picks[e], c]
+                        for d in range(size):
+                            out[d] += value * row[d]
+                        e += 1
+                    at[i - tile] = e
 
 
 @njit(nogil=True, fastmath=_FASTMATH, cache=True)
-def _chosen_dots(x_BD, indices_BK, rows_ND, out_BK, start, end):  # type: ignore[no-untyped-def] # pragma: no cover
-    n_inputs, k = rows_ND.shape[1], indices_BK.shape[1]
-    zero = x_BD.dtype.type(0)
-    for b in range(start, end):
-        x = x_BD[b]
-        for first in range(0, k - 3, 4):  # four at once, as `x` is read for each otherwise
-            row0, row1 = rows_ND[indices_BK[b, first]], rows_ND[indices_BK[b, first + 1]]
-            row2, row3 = rows_ND[indices_BK[b, first + 2]], rows_ND[indices_BK[b, first + 3]]
-            dot0 = dot1 = dot2 = dot3 = zero
-            for d in range(n_inputs):
-                dot0 += x[d] * row0[d]
-                dot1 += x[d] * row1[d]
-                dot2 += x[d] * row2[d]
-                dot3 += x[d] * row3[d]
-            out_BK[b, first], out_BK[b, first + 1], out_BK[b, first + 2], out_BK[b, first + 3] = dot0, dot1, dot2, dot3
-        for last in range(k - k % 4, k):
-            row = rows_ND[indices_BK[b, last]]
-            dot = zero
-            for d in range(n_inputs):
-                dot += x[d] * row[d]
-            out_BK[b, last] = dot
+def _dots(x_BCS, indices_BK, rows_NCS, out_BK, width, first, last):  # type: ignore # pragma: no cover - compiled
+    """Multiply tokens with the rows they chose, in the same blocks."""
+    n_rows, n_blocks, size = rows_NCS.shape
+    k = indices_BK.shape[1]
+    at = np.empty(_TILE, np.int64)
+    zero = x_BCS.dtype.type(0)
+    for tile in range(first, last, _TILE):
+        tile_end = min(tile + _TILE, last)
+        out_BK[tile:tile_end] = 0
+        for c in range(n_blocks):
+            at[:] = 0
+            for rows_end in range(width, n_rows + width, width):
+                for b in range(tile, tile_end):
+                    x, index, out, i = x_BCS[b, c], indices_BK[b], out_BK[b], at[b - tile]
+                    while i + 4 <= k and index[i + 3] < rows_end:
+                        row0, row1 = rows_NCS[index[i], c], rows_NCS[index[i + 1], c]
+                        row2, row3 = rows_NCS[index[i + 2], c], rows_NCS[index[i + 3], c]
+                        dot0 = dot1 = dot2 = dot3 = zero
+                        for d in range(size):
+                            dot0 += x[d] * row0[d]
+                            dot1 += x[d] * row1[d]
+                            dot2 += x[d] * row2[d]
+                            dot3 += x[d] * row3[d]
+                        out[i] += dot0
+                        out[i + 1] += dot1
+                        out[i + 2] += dot2
+                        out[i + 3] += dot3
+                        i += 4
+                    while i < k and index[i] < rows_end:
+                        row = rows_NCS[index[i], c]
+                        dot = zero
+                        for d in range(size):
+                            dot += x[d] * row[d]
+                        out[i] += dot
+                        i += 1
+                    at[b - tile] = i
 
 
 @njit(nogil=True, cache=True)
-def _by_row(indices_BK, n_rows):  # type: ignore[no-untyped-def] # pragma: no cover - compiled
-    """Sort the entries by row: those of row n are starts[n] to starts[n + 1]; their tokens, and places in [B, k]."""
+def _by_row(values_BK, indices_BK, n_rows):  # type: ignore # pragma: no cover - compiled
+    """Sort the entries by row: those of row n are starts[n] to starts[n + 1]; also sum their values."""
     n_tokens, k = indices_BK.shape
-    starts_N = np.zeros(n_rows + 1, np.int64)
+    starts_N, sum_N = np.zeros(n_rows + 1, np.int64), np.zeros(n_rows, values_BK.dtype)
     for b in range(n_tokens):
         for i in range(k):
             starts_N[indices_BK[b, i] + 1] += 1
     for n in range(n_rows):
         starts_N[n + 1] += starts_N[n]
     filled_N = starts_N[:-1].copy()
-    tokens = np.empty(n_tokens * k, np.int32)
-    places = np.empty(n_tokens * k, np.int64)
+    tokens, values = np.empty(n_tokens * k, np.int32), np.empty(n_tokens * k, values_BK.dtype)
     for b in range(n_tokens):
         for i in range(k):
-            entry = filled_N[indices_BK[b, i]]
-            filled_N[indices_BK[b, i]] = entry + 1
-            tokens[entry] = b
-            places[entry] = b * k + i
-    return starts_N, tokens, places
-
-
-@njit(nogil=True, fastmath=_FASTMATH, cache=True)
-def _transposed_product(starts_N, tokens, places, values, x_BD, out_ND, sum_N, start, end):  # type: ignore[no-untyped-def] # pragma: no cover
-    n_inputs = x_BD.shape[1]
-    zero = x_BD.dtype.type(0)
-    for n in range(start, end):
-        out = out_ND[n]
-        out[:] = 0
-        total = zero
-        entry, after = starts_N[n], starts_N[n + 1]
-        while entry + 4 <= after:
-            v0, v1 = values[places[entry]], values[places[entry + 1]]
-            v2, v3 = values[places[entry + 2]], values[places[entry + 3]]
-            x0, x1, x2, x3 = (
-                x_BD[tokens[entry]],
-                x_BD[tokens[entry + 1]],
-                x_BD[tokens[entry + 2]],
-                x_BD[tokens[entry + 3]],
-            )
-            for d in range(n_inputs):
-                out[d] += v0 * x0[d] + v1 * x1[d] + v2 * x2[d] + v3 * x3[d]
-            total += v0 + v1 + v2 + v3
-            entry += 4
-        while entry < after:
-            value, x = values[places[entry]], x_BD[tokens[entry]]
-            for d in range(n_inputs):
-                out[d] += value * x[d]
-            total += value
-            entry += 1
-        sum_N[n] = total
+            n, value = indices_BK[b, i], values_BK[b, i]
+            tokens[filled_N[n]] = b
+            values[filled_N[n]] = value
+            filled_N[n] += 1
+            sum_N[n] += value
+    return starts_N, tokens, values, sum_N

@@ -19,12 +19,13 @@ _SPARSE_FACTOR = 6  # at fewer latents than so many times k, dense products are 
 
 
 def top_indices(pre_BN: Tensor, k: int) -> Tensor:
-    """Return the places of the k largest values of each row, [..., k], int64, in any order."""
+    """Return the places of the k largest values of each row, [..., k], int64; on a CPU in ascending order."""
     if pre_BN.device.type == "cpu" and pre_BN.dtype == torch.float32 and not torch.compiler.is_compiling():
         rows_BN = pre_BN.detach().reshape(-1, pre_BN.shape[-1]).contiguous()
         indices = torch.from_numpy(topk_kernels.top_k_rows(rows_BN.numpy(), k)).long()
         return indices.reshape(*pre_BN.shape[:-1], k)
-    return pre_BN.topk(k, dim=-1, sorted=False).indices
+    indices = pre_BN.topk(k, dim=-1, sorted=False).indices
+    return indices.sort(dim=-1).values if pre_BN.device.type == "cpu" else indices
 
 
 def spread(values_BK: Tensor, indices_BK: Tensor, n_latents: int) -> Tensor:
@@ -70,7 +71,7 @@ def decode_top_k(values_BK: Tensor, indices_BK: Tensor, weight_DN: Tensor, dtype
 
     Args:
         values_BK: of the kept latents.
-        indices_BK: their places; none twice in a row.
+        indices_BK: their places, none twice in a row; on a CPU in ascending order.
         weight_DN: W; fastest where its columns are contiguous.
         dtype: of the products, else that of the values; the result has the values'.
     """

@@ -1,30 +1,30 @@
 """Training in one process, or in several under torchrun: the loop around the core, its logs and its checkpoints."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.activation_cache import ActivationCache
-from utils.atomic import write_json
+from utils.atomic import lock_file, write_json
 from utils.checkpoint import (
     ResumeState,
     has_checkpoint,
-    load_best,
     load_resume,
     read_checkpoint_config,
-    save_best,
     save_checkpoint,
     save_resume,
 )
-from utils.distributed import any_process, process_group, rank, world_size
+from utils.distributed import any_process, process_group, rank, same_in_all_processes, world_size
 from utils.errors import UserError
+from utils.models import default_device
 from utils.run_log import RunLog
 from utils.run_settings import check_same, description, run_settings
 from utils.stopping import Stopped, TerminationSignal
@@ -37,6 +37,7 @@ _QUICK_EVALUATION_TOKENS = 8_192  # after each epoch but the last
 _SECONDS_BETWEEN_SAVES = 30.0
 _SHARE_OF_SAVING = 0.05  # of the time
 _FAILURE = "failed_step.json"
+_LOCK_SECONDS = 3  # a process that was just killed holds its lock for a moment
 
 
 def train(
@@ -62,17 +63,43 @@ def train(
         Stopped: by SIGTERM, after saving.
     """
     settings = run_settings(config, cache, cond_loss_scaling, seed)
-    if has_checkpoint(folder):
-        done = read_checkpoint_config(folder)
-        check_same(folder, {key: done.get(key) for key in settings}, settings)
-        if done["epochs_trained"] >= config.max_epochs or done.get("stopped_early"):
-            logger.info("%s is trained already (%s epochs)", folder, done["epochs_trained"])
-            return dict(done["metrics"])
-    with process_group():
+    with process_group(), _alone_in(folder):
+        done = _finished(folder, config, settings)
+        if not same_in_all_processes(int(done is not None), default_device()):
+            raise UserError(f"{folder}: not all machines see the same; --out must be a folder that they share")
+        if done is not None:
+            return done
         core = TrainingCore(config, cache, cond_loss_scaling, seed, rank=rank(), world_size=world_size())
         if world_size() > 1:
             core.module = DistributedDataParallel(core.objective)
         return _Run(core, cache, folder, settings).to_its_end()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, and remove what killed ones were writing."""
+    if rank() > 0:
+        yield
+        return
+    try:
+        with FileLock(lock_file(folder), timeout=_LOCK_SECONDS):
+            for leftover in folder.glob(".tmp-*"):
+                leftover.unlink(missing_ok=True)
+            yield
+    except Timeout:
+        raise UserError(f"{folder}: another process is training into it") from None
+
+
+def _finished(folder: Path, config: SAE_Train_config, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the metrics of a run that has nothing left to do."""
+    if not has_checkpoint(folder):
+        return None
+    done = read_checkpoint_config(folder)
+    check_same(folder, {key: done.get(key) for key in settings}, settings)
+    if done["epochs_trained"] < config.max_epochs and not done.get("stopped_early"):
+        return None
+    logger.info("%s is trained already (%s epochs)", folder, done["epochs_trained"])
+    return dict(done["metrics"])
 
 
 class _Run:
@@ -85,15 +112,19 @@ class _Run:
         self.epoch_sums = core.window.empty()
         self.history: list[dict[str, Any]] = []
         self.concepts: list[dict[str, Any]] = []
+        self.best = self._weights()  # of the best epoch so far; only early stopping asks for them
         if (state := load_resume(folder)) is not None:
             check_same(folder, state.settings, settings)
             core.restore(state.tensors)
             for name, value in self._sums():
                 value.copy_(state.tensors[name])
+            self.best = {name: state.tensors[f"best.{name}"] for name in self.best if f"best.{name}" in state.tensors}
             self.history, self.concepts = state.history, state.concepts
             logger.info("going on with %s after step %s of %s", folder, core.steps, core.total_steps)
         elif self.chief:
             _estimate(core, folder)
+        if not same_in_all_processes(core.steps, core.device):
+            raise UserError(f"{folder}: not all machines see the same; --out must be a folder that they share")
         self.saved_at, self.saving_took = time.monotonic(), 0.0
         self.window_began = self.epoch_began = time.perf_counter()
         self.window_from = self.epoch_from = core.steps
@@ -148,7 +179,9 @@ class _Run:
         row: dict[str, Any] = about | self.epoch_sums.values()
         concepts = [about | {"split": "train"} | one for one in self.epoch_sums.concept_rows(self.cache.concepts)]
         if self.split is not None:
-            max_tokens = None if core.steps == core.total_steps else _QUICK_EVALUATION_TOKENS
+            # Epochs that are compared with each other are measured on the same tokens.
+            whole = core.steps == core.total_steps and not core.config.early_stopping
+            max_tokens = None if whole else _QUICK_EVALUATION_TOKENS
             measures = core.evaluate(self.cache.split(self.split), max_tokens)
             values, rows = measures.values(), measures.concept_rows(self.cache.concepts)
             row |= {f"{self.split}_{key}": value for key, value in values.items()}
@@ -158,8 +191,8 @@ class _Run:
         row["tokens_per_second"] = (core.steps - self.epoch_from) * core.config.batch_size / seconds
         self.history.append(row)
         self.concepts += concepts
-        if self.chief and core.config.early_stopping and self._best_epoch() == epoch:
-            save_best(self.folder, core.sae)
+        if core.config.early_stopping and self._best_epoch() == epoch:
+            self.best = self._weights()
         self.epoch_sums.reset()
         self.epoch_from, self.epoch_began = core.steps, time.perf_counter()
 
@@ -180,9 +213,16 @@ class _Run:
         due = max(_SECONDS_BETWEEN_SAVES, self.saving_took / _SHARE_OF_SAVING)
         if self.chief and (now or began - self.saved_at > due):
             tensors = self.core.state() | {name: value.cpu() for name, value in self._sums()}
+            if self.core.config.early_stopping:
+                tensors |= {f"best.{name}": value for name, value in self.best.items()}
             save_resume(self.folder, ResumeState(tensors, self.settings, self.history, self.concepts))
             self.saved_at = time.monotonic()
             self.saving_took = self.saved_at - began
+
+    def _weights(self) -> dict[str, Tensor]:
+        if not self.core.config.early_stopping:
+            return {}
+        return {name: value.cpu().contiguous().clone() for name, value in self.core.sae.state_dict().items()}
 
     def _sums(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, measures in (("window", self.core.window), ("epoch", self.epoch_sums)):
@@ -205,22 +245,19 @@ class _Run:
         )
 
     def _finish(self) -> dict[str, Any]:
-        core, metrics = self.core, self.history[-1]
-        early = self._has_stopped_early()
-        if core.config.early_stopping and self._best_epoch() < len(self.history):
-            load_best(self.folder, core.sae)
-            metrics = self.history[self._best_epoch() - 1]
+        core, metrics = self.core, dict(self.history[-1])
+        self._save(now=True)
+        if core.config.early_stopping:
+            core.sae.load_state_dict(self.best)
+            metrics = dict(self.history[self._best_epoch() - 1])
+            if self.split is not None:
+                values = core.evaluate(self.cache.split(self.split)).values()
+                metrics |= {f"{self.split}_{key}": value for key, value in values.items()}
         if self.log:
-            self._save(now=True)
             self.log.finish(self.history, self.concepts)
-            about = description(core, self.cache) | {"metrics": _without_nan(metrics), "stopped_early": early}
-            save_checkpoint(self.folder, core.sae, self.settings | about)
-        return dict(metrics)
-
-
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what JSON has no number for, such as a mean over no tokens."""
-    return {key: value for key, value in values.items() if math.isfinite(value)}
+            about = {"metrics": metrics, "stopped_early": self._has_stopped_early()}
+            save_checkpoint(self.folder, core.sae, self.settings | description(core, self.cache) | about)
+        return metrics
 
 
 def _estimate(core: TrainingCore, folder: Path) -> None:

@@ -61,7 +61,7 @@ class TrainingCore:
         self.reader = ActivationReader(
             self.data, config.batch_size // world_size, seed, device=self.device, rank=rank, world_size=world_size
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sae = SAE(config.sae)
         if config.unit_norm_decoder:
@@ -206,7 +206,15 @@ class TrainingCore:
 
     def evaluate(self, data: ActivationSplit, max_tokens: int | None = None) -> Measures:
         """Measure the SAE on a split, or on evenly spaced tokens of it, together with the other processes."""
-        return measure(self.sae, data, self.reader.batch_size, max_tokens, self.rank, self.world_size)
+        return measure(
+            self.sae,
+            data,
+            self.reader.batch_size,
+            max_tokens,
+            guided=self.cond_loss_scaling > 0,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def counters(self) -> dict[str, Tensor]:
         """Return what is to be saved beside weights and moments."""

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.columns import Columns
-from utils.splits import CLOSE, sides_of_samples, splits_of_level, stumps
+from utils.splits import CLOSE, best_of_parts, sides_of_samples, splits_of_level, stumps
+from utils.threads import equal_parts, in_threads
 
 Labels = NDArray[np.int8]
 
@@ -37,7 +38,9 @@ class Stumps:
     @classmethod
     def of(cls, columns: Columns, labels_B: Labels) -> "Stumps":
         """Find the best Gini split of each latent; labels are 0 or 1."""
-        sides_N2, threshold_N = stumps(columns.starts, columns.samples, columns.values, labels_B)
+        sides_N2, threshold_N = np.zeros((columns.n_latents, 2), np.int64), np.zeros(columns.n_latents)
+        arrays = (columns.latents_NB, columns.starts, columns.samples, labels_B, sides_N2, threshold_N)
+        in_threads(stumps, equal_parts(columns.n_latents), *arrays)
         return cls(len(labels_B), int(labels_B.sum()), sides_N2[:, 0], sides_N2[:, 1], threshold_N)
 
     def best(self, n_latents: int) -> list[int]:
@@ -159,13 +162,16 @@ def grow_tree(columns: Columns, labels_B: Labels) -> Tree:
     tree = Tree([Node(0, len(labels_B), int(labels_B.sum()))])
     node_of_B = np.zeros(len(labels_B), np.int64)  # counted within the level; -1: done with
     level = [] if tree.nodes[0].is_pure else [0]
-    arrays = (columns.starts, columns.samples, columns.values)
+    arrays = (columns.latents_NB, columns.starts, columns.samples, labels_B)
     while level:
         nodes = [tree.nodes[number] for number in level]
         node_n = np.array([node.n_samples for node in nodes])
         node_positives = np.array([node.n_positives for node in nodes])
-        chosen, thresholds = splits_of_level(*arrays, labels_B, node_of_B, node_n, node_positives)
-        goes_left_B = sides_of_samples(*arrays, node_of_B, chosen, thresholds)
+        parts = equal_parts(columns.n_latents)
+        found = in_threads(splits_of_level, parts, *arrays, node_of_B, node_n, node_positives)
+        latents, sides, cuts = (np.stack(values) for values in zip(*found, strict=True))
+        chosen, thresholds = best_of_parts(latents, sides, cuts, node_n, node_positives)
+        goes_left_B = sides_of_samples(columns.latents_NB, node_of_B, chosen, thresholds)
         inside_B = node_of_B >= 0
         child_of_B = np.where(inside_B, 2 * node_of_B + ~goes_left_B, 0)
         n_child = np.bincount(child_of_B[inside_B], minlength=2 * len(nodes))

@@ -32,8 +32,8 @@ def read_state_dict(path: Path, run_config: Path | None) -> ForeignSAE:
 def read_determined(location: Path, run_config: Path | None) -> ForeignSAE:
     """Read a Determined checkpoint: its folder, or `STORAGE/<config name>_s<scaling>[@EPOCH|@best]`.
 
-    Of several that fit, the one trained longest is taken; `@best` takes the lowest `validation_loss` that the
-    checkpoints' metadata name.
+    Of several that fit, the one trained longest is taken; `@best` takes the lowest `validation_loss` in
+    the checkpoints' metadata, or in our trials' `config.json`.
     """
     folder = location if (location / "state_dict.pth").is_file() else _choose(location)
     described = read_json_object(folder / "load_data.json", ("hparams",))
@@ -113,8 +113,11 @@ def _choose(location: Path) -> Path:
 
 
 def _validation_loss(folder: Path) -> float | None:
-    path = folder / "metadata.json"
-    value = read_json(path).get("validation_loss") if path.is_file() else None
+    value = None
+    if (path := folder / "metadata.json").is_file():  # the released code's
+        value = read_json(path).get("validation_loss")
+    if value is None and (path := folder / "config.json").is_file():  # our trial's
+        value = read_json_object(path, ("metrics",))["metrics"].get("validation_loss")
     return float(value) if isinstance(value, int | float) else None
 
 
