@@ -53,4 +53,5 @@ lint: install
 bench: install
 	.venv/bin/python benchmarks/demo_cost.py
 	.venv/bin/python benchmarks/caching.py
+	.venv/bin/python benchmarks/training.py
 	.venv/bin/python benchmarks/guided_vs_vanilla.py PII_synth

@@ -138,7 +138,7 @@ class _Measurement:
 def _score(concept: str, latents_BN: NDArray, labels_B: NDArray, mode: str, seed: int) -> list[dict[str, Any]]:
     if reason := why_not(labels_B, mode):
         return [{"concept": concept, "measure": "skipped", "value": 1.0, "note": reason}]
-    score, control = fms(latents_BN, labels_B, mode, seed), shuffled(latents_BN, labels_B, mode, seed)
+    score, control = fms(latents_BN, labels_B, mode, seed), shuffled(latents_BN, labels_B, mode, seed)[0]
     values: dict[str, float] = measures(score)
     values |= {f"shuffled_{key}": value for key, value in measures(control).items()}
     values |= {"n_samples": score.n_samples, "n_positives": score.n_positives}

@@ -1,7 +1,8 @@
 """The search for the best Gini split of every latent at every node of a tree's level, compiled.
 
-A latent's values are walked through once in their order, for all nodes together; the samples where it is zero are never
-touched but counted, so that the work grows with the nonzero values. The latents are shared among threads.
+A latent's values are walked through once in their order, for all nodes together: the negative ones upwards, the
+positive ones downwards. The samples where it is zero are what is left between, so that the work grows with the nonzero
+values.
 """
 
 import numpy as np
@@ -16,186 +17,187 @@ EXACT_SAMPLES = 14_000
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _impurity(left, left_positives, n, positives):  # type: ignore[no-untyped-def]
-    """Half the Gini impurity of both sides, weighted by their size: sum of positives * negatives / size."""
-    right, right_positives = n - left, positives - left_positives
-    return left_positives * (left - left_positives) / left + right_positives * (right - right_positives) / right
+def _impurity(left, left_positive, total, positive):  # type: ignore[no-untyped-def]
+    """Half the Gini impurity of both sides, weighted by their size: sum of positive * negative / size."""
+    # In floats, as products of weighted counts may leave int64.
+    a, a_positive = np.float64(left), np.float64(left_positive)
+    b, b_positive = np.float64(total - left), np.float64(positive - left_positive)
+    return (a_positive * (a - a_positive) * b + b_positive * (b - b_positive) * a) / (a * b)
 
 
 @njit(nogil=True, cache=True)
-def _better(left, left_positives, best_left, best_left_positives, n, positives):  # type: ignore[no-untyped-def]
-    """Tell whether a split is purer than the best so far; equally pure ones are not."""
-    if best_left == 0:
-        return True
-    new = _impurity(left, left_positives, n, positives)
-    old = _impurity(best_left, best_left_positives, n, positives)
-    if abs(new - old) > CLOSE * max(new, old):
-        return new < old
-    if n > EXACT_SAMPLES:
-        return False
-    right, best_right = n - left, n - best_left
-    right_positives, best_right_positives = positives - left_positives, positives - best_left_positives
-    new_top = left_positives * (left - left_positives) * right + right_positives * (right - right_positives) * left
-    old_top = (
-        best_left_positives * (best_left - best_left_positives) * best_right
-        + best_right_positives * (best_right - best_right_positives) * best_left
+def _order(score, left, left_positive, other_score, other_left, other_left_positive, total, positive):  # type: ignore[no-untyped-def]
+    """Tell whether a split is purer (-1), less pure (1), or as pure as another (0); `left` of no split is 0."""
+    if other_left == 0:
+        return -1
+    if abs(score - other_score) > CLOSE * max(score, other_score):
+        return -1 if score < other_score else 1
+    if total > EXACT_SAMPLES:
+        return 0
+    right, other_right = total - left, total - other_left
+    right_positive, other_right_positive = positive - left_positive, positive - other_left_positive
+    top = left_positive * (left - left_positive) * right + right_positive * (right - right_positive) * left
+    other_top = (
+        other_left_positive * (other_left - other_left_positive) * other_right
+        + other_right_positive * (other_right - other_right_positive) * other_left
     )
-    return new_top * (best_left * best_right) < old_top * (left * right)
+    a, b = top * (other_left * other_right), other_top * (left * right)
+    return -1 if a < b else 1 if a > b else 0
 
 
-@njit(nogil=True, cache=True)
-def _pass_value(node, value, n, positives, node_n, node_positives, state, best, thresholds):  # type: ignore[no-untyped-def]
-    """Let n samples of one value go to the left side of a node, after trying a split just below them.
-
-    state: (left, left_positives) and the last value of each node; best: (left, left_positives) of its best split.
-    """
-    counts, last = state
-    left, left_positives = counts[node, 0], counts[node, 1]
-    if (
-        left > 0
-        and value > last[node] + SAME_VALUE
-        and _better(left, left_positives, best[node, 0], best[node, 1], node_n[node], node_positives[node])
-    ):
-        best[node, 0], best[node, 1] = left, left_positives
-        below, above = np.float64(last[node]), np.float64(value)
-        middle = below / 2 + above / 2
-        thresholds[node] = middle if middle < above else below
-    counts[node, 0] += n
-    counts[node, 1] += positives
-    last[node] = value
-
-
-@njit(nogil=True, cache=True)
-def splits_of_latent(  # type: ignore[no-untyped-def]
-    samples, values_B, labels_B, node_of_B, node_n, node_positives, explicit, touched, state, best, thresholds
-):
-    """Find one latent's best split at every node.
-
-    Args:
-        samples: those where it is not 0, in the order of its values.
-        values_B: its values at all samples.
-        labels_B: 0 or 1.
-        node_of_B: each sample's node on this level, -1 where it is done with.
-        node_n: samples of each node.
-        node_positives: the positive ones among them.
-        explicit: work space [nodes, 2]; all 0 before and after.
-        touched: work space [nodes].
-        state: work space, ([nodes, 2], [nodes]).
-        best: (left, left_positives) of the best split of each touched node; left is 0 where it has none.
-        thresholds: its threshold.
-
-    Returns:
-        The number of nodes with a nonzero value; `touched` begins with them.
-    """
-    counts, _ = state
-    n_touched = 0
-    for e in range(len(samples)):
-        node = node_of_B[samples[e]]
-        if node >= 0:
-            if explicit[node, 0] == 0:
-                touched[n_touched] = node
-                n_touched += 1
-                counts[node, 0] = counts[node, 1] = best[node, 0] = best[node, 1] = 0
-            explicit[node, 0] += 1
-            explicit[node, 1] += labels_B[samples[e]]
-    n_negative = 0
-    while n_negative < len(samples) and values_B[samples[n_negative]] < 0:
-        n_negative += 1
-    for e in range(n_negative):
-        node = node_of_B[samples[e]]
-        if node >= 0:
-            _pass_value(
-                node, values_B[samples[e]], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds
+@njit(nogil=True, cache=True, inline="always")
+def _try(node, left, left_positive, below, above, totals, positives, best, scores, thresholds):  # type: ignore[no-untyped-def]
+    """Take a split between two neighbouring values where it is better than a node's best; the lower one of equals."""
+    if above > below + SAME_VALUE:
+        score = _impurity(left, left_positive, totals[node], positives[node])
+        # Nearly all are clearly worse.
+        if best[node, 0] == 0 or score <= scores[node] * (1 + 2 * CLOSE):
+            order = _order(
+                score, left, left_positive, scores[node], best[node, 0], best[node, 1], totals[node], positives[node]
             )
-    for t in range(n_touched):
-        node = touched[t]
-        zeros, zero_positives = node_n[node] - explicit[node, 0], node_positives[node] - explicit[node, 1]
-        if zeros > 0:
-            _pass_value(node, np.float32(0), zeros, zero_positives, node_n, node_positives, state, best, thresholds)
-        explicit[node, 0] = explicit[node, 1] = 0
-    for e in range(n_negative, len(samples)):
-        node = node_of_B[samples[e]]
-        if node >= 0:
-            _pass_value(
-                node, values_B[samples[e]], 1, labels_B[samples[e]], node_n, node_positives, state, best, thresholds
-            )
-    return n_touched
+            if order < 0 or (order == 0 and np.float64(below) < thresholds[node]):
+                middle = np.float64(below) / 2 + np.float64(above) / 2
+                best[node, 0], best[node, 1], scores[node] = left, left_positive, score
+                thresholds[node] = middle if middle < np.float64(above) else np.float64(below)
 
 
 @njit(nogil=True, cache=True)
-def stumps(latents_NB, starts, samples, labels_B, sides_N2, thresholds_N, first, end):  # type: ignore[no-untyped-def]
-    """Find the best split of some latents over all samples: (left, left_positives) and thresholds."""
-    node_of_B = np.zeros(len(labels_B), np.int64)
-    node_n = np.array([len(labels_B)], np.int64)
-    node_positives = np.array([labels_B.sum()], np.int64)
-    explicit, touched = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
-    state = (np.zeros((1, 2), np.int64), np.zeros(1, np.float32))
-    best, threshold = np.zeros((1, 2), np.int64), np.zeros(1, np.float64)
-    for n in range(first, end):
-        here = slice(starts[n], starts[n + 1])
-        if splits_of_latent(
-            samples[here], latents_NB[n], labels_B, node_of_B, node_n, node_positives,
-            explicit, touched, state, best, threshold,
-        ):  # fmt: skip
-            sides_N2[n] = best[0]
-            thresholds_N[n] = threshold[0]
-
-
-@njit(nogil=True, cache=True)
-def splits_of_level(  # type: ignore[no-untyped-def]
-    latents_NB, starts, samples, labels_B, node_of_B, node_n, node_positives, first, end
+def splits_of_level(  # type: ignore[no-untyped-def] # noqa: PLR0912 - one loop, compiled
+    latents_NB, starts, samples, code_B, weights, totals, positives, of_latents, first
 ):
     """Find the best of some latents for every node of a level.
 
+    Args:
+        latents_NB: some latents, of which the first is number `first`.
+        starts: see `utils.columns.Columns`.
+        samples: likewise.
+        code_B: twice the node of each sample on this level, plus its label; -1 where it is done with.
+        weights: what a negative and a positive sample count, whole numbers.
+        totals: what the samples of each node count.
+        positives: what the positive ones among them count.
+        of_latents: ([N, 2], [N]) for the splits of every latent at node 0, or empty ones.
+        first: see above.
+
     Returns:
-        The latents, -1 where nothing tells a node's samples apart; (left, left_positives); thresholds.
+        For each node the latent, -1 where none tells its samples apart; what is on the left side of the split, and the
+        positive part of that, [nodes, 2]; the threshold.
     """
-    n_nodes = len(node_n)
-    explicit, touched = np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes, np.int64)
-    state = (np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes, np.float32))
-    best, threshold = np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes, np.float64)
+    n_nodes = len(totals)
+    lower, upper = np.zeros((n_nodes, 2), np.int64), np.zeros((n_nodes, 2), np.int64)  # (all, positive) below, above 0
+    last_lower, last_upper = np.zeros(n_nodes, np.float32), np.zeros(n_nodes, np.float32)
+    best, scores, thresholds = np.zeros((n_nodes, 2), np.int64), np.zeros(n_nodes), np.zeros(n_nodes)
+    touched = np.zeros(n_nodes, np.int64)
     chosen, chosen_sides = np.full(n_nodes, -1, np.int64), np.zeros((n_nodes, 2), np.int64)
-    chosen_threshold = np.zeros(n_nodes, np.float64)
-    for n in range(first, end):
-        here = slice(starts[n], starts[n + 1])
-        n_touched = splits_of_latent(
-            samples[here], latents_NB[n], labels_B, node_of_B, node_n, node_positives,
-            explicit, touched, state, best, threshold,
-        )  # fmt: skip
+    chosen_scores, chosen_thresholds = np.zeros(n_nodes), np.zeros(n_nodes)
+    zero = np.float32(0)
+    for n in range(len(latents_NB)):
+        values_B = latents_NB[n]
+        start, end = starts[first + n], starts[first + n + 1]
+        n_touched = 0
+        while start < end and values_B[samples[start]] < 0:
+            code, value = code_B[samples[start]], values_B[samples[start]]
+            start += 1
+            if code >= 0:
+                node, label = code >> 1, code & 1
+                if lower[node, 0] > 0:
+                    _try(
+                        node, lower[node, 0], lower[node, 1], last_lower[node], value,
+                        totals, positives, best, scores, thresholds,
+                    )  # fmt: skip
+                else:
+                    touched[n_touched] = node
+                    n_touched += 1
+                lower[node, 0] += weights[label]
+                lower[node, 1] += label * weights[1]
+                last_lower[node] = value
+        for e in range(end - 1, start - 1, -1):
+            code = code_B[samples[e]]
+            if code >= 0:
+                node, label, value = code >> 1, code & 1, values_B[samples[e]]
+                if upper[node, 0] > 0:
+                    _try(
+                        node, totals[node] - upper[node, 0], positives[node] - upper[node, 1], value, last_upper[node],
+                        totals, positives, best, scores, thresholds,
+                    )  # fmt: skip
+                elif lower[node, 0] == 0:
+                    touched[n_touched] = node
+                    n_touched += 1
+                upper[node, 0] += weights[label]
+                upper[node, 1] += label * weights[1]
+                last_upper[node] = value
         for t in range(n_touched):
             node = touched[t]
-            if best[node, 0] > 0 and _better(
-                best[node, 0], best[node, 1], chosen_sides[node, 0], chosen_sides[node, 1],
-                node_n[node], node_positives[node],
+            has_zeros = lower[node, 0] + upper[node, 0] < totals[node]
+            if lower[node, 0] > 0 and (has_zeros or upper[node, 0] > 0):
+                _try(
+                    node, lower[node, 0], lower[node, 1], last_lower[node], zero if has_zeros else last_upper[node],
+                    totals, positives, best, scores, thresholds,
+                )  # fmt: skip
+            if has_zeros and upper[node, 0] > 0:
+                _try(
+                    node, totals[node] - upper[node, 0], positives[node] - upper[node, 1], zero, last_upper[node],
+                    totals, positives, best, scores, thresholds,
+                )  # fmt: skip
+            if node == 0 and len(of_latents[1]) > 0:
+                of_latents[0][first + n] = best[0]
+                of_latents[1][first + n] = thresholds[0]
+            if best[node, 0] > 0 and (
+                _order(
+                    scores[node], best[node, 0], best[node, 1], chosen_scores[node], chosen_sides[node, 0],
+                    chosen_sides[node, 1], totals[node], positives[node],
+                ) < 0
             ):  # fmt: skip
-                chosen[node] = n
-                chosen_sides[node] = best[node]
-                chosen_threshold[node] = threshold[node]
-    return chosen, chosen_sides, chosen_threshold
+                chosen[node], chosen_sides[node] = first + n, best[node]
+                chosen_scores[node], chosen_thresholds[node] = scores[node], thresholds[node]
+            lower[node] = upper[node] = best[node] = 0
+    return chosen, chosen_sides, chosen_thresholds
 
 
 @njit(nogil=True, cache=True)
-def best_of_parts(parts_chosen, parts_sides, parts_threshold, node_n, node_positives):  # type: ignore[no-untyped-def]
-    """Choose for every node between the best latents of several parts; the earlier part wins a tie."""
-    chosen, sides, threshold = parts_chosen[0].copy(), parts_sides[0].copy(), parts_threshold[0].copy()
-    for part in range(1, len(parts_chosen)):
-        for node in range(len(chosen)):
-            if parts_chosen[part, node] >= 0 and _better(
-                parts_sides[part, node, 0], parts_sides[part, node, 1], sides[node, 0], sides[node, 1],
-                node_n[node], node_positives[node],
-            ):  # fmt: skip
-                chosen[node] = parts_chosen[part, node]
-                sides[node] = parts_sides[part, node]
-                threshold[node] = parts_threshold[part, node]
-    return chosen, threshold
+def keep_better(found, other, totals, positives):  # type: ignore[no-untyped-def]
+    """Put the splits of later latents in the place of those found, for the nodes where they are better."""
+    chosen, sides, thresholds = found
+    other_chosen, other_sides, other_thresholds = other
+    for node in range(len(chosen)):
+        if other_chosen[node] < 0:
+            continue
+        order = -1
+        if chosen[node] >= 0:
+            new = _impurity(other_sides[node, 0], other_sides[node, 1], totals[node], positives[node])
+            old = _impurity(sides[node, 0], sides[node, 1], totals[node], positives[node])
+            order = _order(
+                new, other_sides[node, 0], other_sides[node, 1], old, sides[node, 0], sides[node, 1],
+                totals[node], positives[node],
+            )  # fmt: skip
+        if order < 0:
+            chosen[node], sides[node], thresholds[node] = other_chosen[node], other_sides[node], other_thresholds[node]
 
 
 @njit(nogil=True, cache=True)
-def sides_of_samples(latents_NB, node_of_B, chosen, thresholds):  # type: ignore[no-untyped-def]
-    """Tell for each sample whether it goes left at its node; False where its node has no split."""
-    goes_left_B = np.zeros(len(node_of_B), np.bool_)
-    for b in range(len(node_of_B)):
-        node = node_of_B[b]
-        if node >= 0 and chosen[node] >= 0:
-            goes_left_B[b] = np.float64(latents_NB[chosen[node], b]) <= thresholds[node]
-    return goes_left_B
+def score_cuts(leaf_of_B, parents, depths, predicts, labels_B, weights, depth, generous):  # type: ignore[no-untyped-def]
+    """Classify samples by a tree cut to 0, 1, ... `depth` splits.
+
+    Args:
+        leaf_of_B: the leaf each sample ends in.
+        parents: of each node.
+        depths: of each node.
+        predicts: the class of each node.
+        labels_B: 0 or 1.
+        weights: what a negative and a positive sample count.
+        depth: of the tree.
+        generous: take a sample for correct at every cut below its leaf.
+
+    Returns:
+        What the samples classified correctly at each cut weigh; and at how many cuts of two splits or more each one is.
+    """
+    correct_by_cut, deep_cuts_B = np.zeros(depth + 1, np.int64), np.zeros(len(leaf_of_B), np.int64)
+    for b in range(len(leaf_of_B)):
+        node = leaf_of_B[b]
+        for cut in range(depth, -1, -1):
+            below_leaf = depths[node] < cut
+            if predicts[node] == labels_B[b] or (below_leaf and generous):
+                correct_by_cut[cut] += weights[labels_B[b]]
+                deep_cuts_B[b] += int(cut >= 2)
+            if not below_leaf:
+                node = parents[node]
+    return correct_by_cut, deep_cuts_B
