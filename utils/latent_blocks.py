@@ -50,7 +50,7 @@ class LatentBlocks:
                 latents_BN = _to_scipy(latents_BN)
         if scipy.sparse.issparse(latents_BN):
             if latents_BN.ndim == 2:
-                return cls(_Sparse(latents_BN.tocsc()))
+                return cls(_Sparse(latents_BN))
         elif isinstance(latents_BN, Tensor):
             if latents_BN.ndim == 2:
                 on_cpu = latents_BN.device.type == "cpu" and latents_BN.dtype != torch.bfloat16
@@ -125,13 +125,15 @@ class _Sparse:
     """A sparse array in compressed columns."""
 
     def __init__(self, latents_BN: Any) -> None:
-        self.latents_BN, self.shape = latents_BN, latents_BN.shape
+        self.latents_BN, self.shape = scipy.sparse.csc_matrix(latents_BN), latents_BN.shape
 
     def block(self, first: int, end: int, rows_B: NDArray[np.int64] | None) -> NDArray[np.float32]:
         latents_NB = np.ascontiguousarray(self.latents_BN[:, first:end].T.toarray(), dtype=np.float32)
         return latents_NB if rows_B is None else np.ascontiguousarray(latents_NB[:, rows_B])
 
     def values(self, rows_B: NDArray[np.int64], latents_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        if len(rows_B) == 0:
+            return np.empty(0, np.float32)
         return np.asarray(self.latents_BN[rows_B, latents_B], np.float32).reshape(-1)
 
 
