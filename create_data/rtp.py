@@ -33,7 +33,8 @@ def build(name: str, source: Path | None, seed: int) -> LabelledText:
             unknown += 1
         else:
             partly_unknown += len(scores) < len(parts)
-            texts.append(whole(text, CONCEPT if sum(scores) / len(scores) >= THRESHOLD else None))
+            score = sum(scores) / len(scores)
+            texts.append(whole(text, CONCEPT if score >= THRESHOLD else None, score))
     if not texts:
         raise UserError(f"{name}: the source holds no text with a known toxicity")
     settings = {"files": files, "seed": seed, "threshold": THRESHOLD}

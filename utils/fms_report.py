@@ -1,7 +1,9 @@
 """FMS of several SAEs side by side: measured per concept, stored, tabled and drawn. What eval/FMS_*.py share."""
 
 import argparse
+import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,139 +13,147 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from utils.activation_cache import ActivationCache, ActivationSplit
-from utils.activation_store import cache_name
-from utils.atomic import sha256_file
-from utils.checkpoint import Checkpoint, load_checkpoint
-from utils.cli import Parser, seed
+from utils.cli import Parser, positive_int
 from utils.errors import UserError
-from utils.fms import FMS, MODES, N_REMOVED, fms, shuffled, why_not
-from utils.fms_samples import balanced_rows, encode_rows, text_means
-from utils.fms_tables import draw, show
+from utils.evaluated import Evaluated, add_sae_arguments, choose_split, evaluated
+from utils.fms import FEW_POSITIVES, FMS, MODES, N_REMOVED, fms, shuffled, why_not
+from utils.fms_figures import figures
+from utils.fms_samples import balanced_rows, encode_rows
+from utils.fms_tables import show
+from utils.labelled_text import LabelledText
+from utils.latent_blocks import LatentBlocks
 from utils.models import default_device
 from utils.results import Results
-from utils.sae import SAE
 
-Sample = tuple[str, NDArray[np.float32], NDArray[np.int8]]
-Sampler = Callable[[SAE, ActivationSplit, list[str], int], Iterator[Sample]]
+_log = logging.getLogger(__name__)
+_MOST_DEPTHS = 64  # of a tree that are written to the table
 
 
-def add_arguments(parser: Parser) -> None:
+@dataclass(frozen=True)
+class Sample:
+    """The samples of one concept, and whether its classes are to count the same."""
+
+    concept: str
+    latents: LatentBlocks
+    labels_B: NDArray[np.int8]
+    balanced: bool = False
+
+
+Sampler = Callable[[Evaluated, str, int], Iterator[Sample]]  # of an SAE on a split, with a seed
+
+
+def add_arguments(parser: Parser, out: str) -> None:
     """Add the options that all FMS scripts share."""
-    parser.add_argument(
-        "--sae", action="append", required=True, metavar="CKPT", help="checkpoint folder; several compare"
-    )
-    parser.add_argument("--split", help="split to score on (default: test, or valid where there is no test)")
+    add_sae_arguments(parser, out)
     parser.add_argument("--mode", choices=MODES, default="paper", help="how accuracies are taken, see utils/fms.py")
-    parser.add_argument("--data", type=Path, default=Path("datasets_v2"), help="folder of the cached activations")
-    parser.add_argument("--out", type=Path, help="folder for results (default: results/FMS_<DATASET>-<split>-<mode>)")
-    parser.add_argument("--seed", type=seed, default=0, help="of the chosen tokens, the halves and the shuffled labels")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="times that heldout halves and labels are drawn")
 
 
-def sentence_samples(sae: SAE, split: ActivationSplit, concepts: list[str], seed: int) -> Iterator[Sample]:
-    """Yield (concept, latents_BN, labels_B) with the texts' means, the same texts for every concept."""
-    means_BN, labels_BC = text_means(sae, split)
-    for c, concept in enumerate(concepts):
-        yield concept, means_BN, labels_BC[:, c]
-
-
-def token_samples(sae: SAE, split: ActivationSplit, concepts: list[str], seed: int) -> Iterator[Sample]:
-    """Yield (concept, latents_BN, labels_B) with all tokens of the concept and as many others."""
-    for c, concept in enumerate(concepts):
+def token_samples(subject: Evaluated, split_name: str, seed: int) -> Iterator[Sample]:
+    """Yield all tokens of each concept and as many others."""
+    split = subject.cache.split(split_name)
+    for c, concept in enumerate(subject.cache.concepts):
         rows_B = balanced_rows(split.label_BC[:, c], np.random.default_rng([seed, c]))
-        yield concept, encode_rows(sae, split, rows_B), split.label_BC[rows_B, c]
+        latents_BN = encode_rows(subject.loaded.sae, split, rows_B)
+        yield Sample(concept, LatentBlocks.of(latents_BN), split.label_BC[rows_B, c])
 
 
-def report(args: argparse.Namespace, dataset: str, samples: Sampler) -> tuple[pd.DataFrame, str]:
+def report(
+    args: argparse.Namespace,
+    dataset: str,
+    sampler: Sampler,
+    out: str,
+    more_settings: dict[str, Any] | None = None,
+    live: LabelledText | None = None,
+) -> tuple[pd.DataFrame, str]:
     """Measure every SAE of `args.sae` on a data set and write the results.
 
     Args:
         args: what `add_arguments` parsed.
         dataset: the data set's name.
-        samples: `sentence_samples` or `token_samples`.
+        sampler: gives the samples of each concept.
+        out: the name of the default folder.
+        more_settings: what else decides the samples.
+        live: the texts, where the sampler runs the language model on them and needs no activations.
 
     Returns:
         The tidy table of the SAEs asked for, one row per SAE, concept and measure; and what to show on the screen.
 
     Raises:
-        UserError: a bad checkpoint, no cache for it, a split it does not have, or no concept that can be scored.
+        UserError: as `evaluated`, or no concept that can be scored.
     """
-    checkpoints = [load_checkpoint(ref) for ref in dict.fromkeys(str(Path(ref)) for ref in args.sae)]
-    caches = [_cache_of(checkpoint, dataset, args.data) for checkpoint in checkpoints]
-    split = args.split or caches[0].evaluation_split()
-    if split is None:
-        raise UserError(f"{caches[0].folder} has no test or valid split; name one with --split")
-    for cache in caches:
-        cache.split(split)
-    settings = {"dataset": dataset, "split": split, "mode": args.mode, "seed": args.seed}
-    folder = args.out or Path("results") / f"FMS_{dataset}-{split}-{args.mode}"
-    results = Results(folder, "fms", settings)
-    for checkpoint, cache in zip(checkpoints, caches, strict=True):
-        made_of = {
-            "name": checkpoint.folder.name,
-            "sae_seed": checkpoint.config["seed"],
-            "sae_sha256": sha256_file(checkpoint.folder / "sae.safetensors"),
-            "manifest_sha256": cache.checksum,
-        }
-        compute = _Measurement(checkpoint.sae, cache.split(split), cache.concepts, samples, args.mode, args.seed)
-        results.piece(str(checkpoint.folder), made_of, compute)
+    subjects = evaluated(args, dataset, live=live is not None)
+    more_settings = more_settings or {}
+    if live is not None:
+        split = choose_split(args.split, live.splits, live.name)
+    else:
+        split = subjects[0].split_name(args.split)
+        for subject in subjects:
+            subject.split_name(split)
+    settings = {"dataset": dataset, "split": split, "mode": args.mode, "seed": args.seed, "seeds": args.seeds}
+    results = Results(args.out or Path("results") / f"{out}-{split}-{args.mode}", "fms", settings | more_settings)
+    for subject in subjects:
+        results.piece(subject.label, subject.made_of, _Measurement(subject, split, sampler, args))
     table = pd.DataFrame([row for label in results.labels for row in _rows(results, label, settings)])
-    asked_for = table[table["sae"].isin([str(checkpoint.folder) for checkpoint in checkpoints])]
-    title = f"{dataset} {split}, mode {args.mode}"
-    results.write(table, draw(table, title), {name: version(name) for name in ("torch", "numpy", "numba")})
-    return asked_for, f"{show(asked_for, title)}\nresults: {results.folder}/fms.csv, fms.json, fms.png"
+    asked_for = table[table["sae"].isin([subject.label for subject in subjects])]
+    title = ", ".join([f"{dataset} {split}", f"mode {args.mode}", *(f"{k} {v}" for k, v in more_settings.items())])
+    versions = {name: version(name) for name in ("torch", "numpy", "numba")}
+    drawn = figures(table, title)
+    results.write(table, drawn, versions)
+    files = ", ".join(["fms.csv", "fms.json", *(f"{name}.png" for name in drawn)])
+    return asked_for, f"{show(asked_for, title)}\nresults: {results.folder}/ ({files}; figures also as SVG)"
 
 
 def _rows(results: Results, label: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    about = {"sae": label, "name": Path(label).name} | {key: settings[key] for key in ("dataset", "split", "mode")}
+    about = {"sae": label} | {key: settings[key] for key in ("dataset", "split", "mode")}
     return [about | row for row in results.rows(label)]
 
 
-def _cache_of(checkpoint: Checkpoint, dataset: str, data: Path) -> ActivationCache:
-    config = checkpoint.config
-    cache = ActivationCache(data / cache_name(config["model"], dataset, config["block"], config["site"]))
-    if cache.d_model != checkpoint.sae.config.n_inputs:
-        n_inputs = checkpoint.sae.config.n_inputs
-        raise UserError(f"{checkpoint.folder}: n_inputs is {n_inputs}, but {cache.folder} is {cache.d_model} wide")
-    if cache.manifest["revision"] != config["revision"]:
-        revisions = f"{cache.manifest['revision']}, not {config['revision']}"
-        raise UserError(
-            f"{cache.folder} comes from other weights than {checkpoint.folder} was trained on ({revisions})"
-        )
-    return cache
-
-
 class _Measurement:
-    """Scores one SAE on every concept; gives tidy rows (concept, measure, value, note)."""
+    """Scores one SAE on every concept; gives tidy rows (name, block, guided, concept, measure, value, note)."""
 
-    def __init__(
-        self, sae: SAE, split: ActivationSplit, concepts: list[str], samples: Sampler, mode: str, seed: int
-    ) -> None:
-        self.sae, self.split, self.concepts = sae, split, concepts
-        self.samples, self.mode, self.seed = samples, mode, seed
+    def __init__(self, subject: Evaluated, split: str, sampler: Sampler, args: argparse.Namespace) -> None:
+        self.subject, self.split, self.sampler, self.args = subject, split, sampler, args
 
     def __call__(self) -> list[dict[str, Any]]:
         """Raise UserError where no concept can be scored; a concept that cannot be is a row that says why."""
-        samples = self.samples(self.sae.to(default_device()), self.split, self.concepts, self.seed)
-        work = (joblib.delayed(_score)(*sample, self.mode, self.seed) for sample in samples)
+        self.subject.loaded.sae.to(default_device())
+        samples = self.sampler(self.subject, self.split, self.args.seed)
+        settings = (self.args.mode, self.args.seed, self.args.seeds)
+        work = (joblib.delayed(_score)(sample, *settings) for sample in samples)
         # Threads share the latents, and the compiled trees leave the interpreter free; samples are made when needed.
         scored = joblib.Parallel(n_jobs=joblib.cpu_count(), prefer="threads", pre_dispatch="n_jobs")(work)
         rows = [row for concept_rows in scored for row in concept_rows]
         if all(row["measure"] == "skipped" for row in rows):
             reasons = ", ".join(f"{row['concept']}: {row['note']}" for row in rows)
-            raise UserError(f"split {self.split.name!r}: no concept can be scored ({reasons or 'there is none'})")
-        return rows
+            raise UserError(f"split {self.split!r}: no concept can be scored ({reasons or 'there is none'})")
+        for row in rows:
+            if row["note"] and row["measure"] != "skipped":
+                _log.warning("%s, %s: %s", self.subject.label, row["concept"], row["note"])
+        about = {"name": self.subject.name, "block": self.subject.block, "guided": self.subject.loaded.is_guided}
+        return [about | row for row in rows]
 
 
-def _score(concept: str, latents_BN: NDArray, labels_B: NDArray, mode: str, seed: int) -> list[dict[str, Any]]:
+def _score(sample: Sample, mode: str, seed: int, n_seeds: int) -> list[dict[str, Any]]:
+    labels_B, concept = sample.labels_B, sample.concept
     if reason := why_not(labels_B, mode):
         return [{"concept": concept, "measure": "skipped", "value": 1.0, "note": reason}]
-    score, control = fms(latents_BN, labels_B, mode, seed), shuffled(latents_BN, labels_B, mode, seed)[0]
+    score = fms(sample.latents, labels_B, mode, seed, n_seeds=n_seeds, balanced=sample.balanced)
+    controls = shuffled(sample.latents, labels_B, mode, seed, n_seeds=n_seeds, balanced=sample.balanced)
+    of_controls = pd.DataFrame([measures(control) for control in controls]).mean()
     values: dict[str, float] = measures(score)
-    values |= {f"shuffled_{key}": value for key, value in measures(control).items()}
+    values |= {f"shuffled_{key}": value for key, value in of_controls.items()}
+    for p in (1, 5):
+        values[f"fms@{p}_low"], values[f"fms@{p}_high"] = score.interval(p, seed=seed)
+    values |= {f"accuracy_depth_{depth}": acc for depth, acc in enumerate(score.accs_by_depth[: _MOST_DEPTHS + 1])}
     values |= {"n_samples": score.n_samples, "n_positives": score.n_positives}
     values |= {f"root_{p}": latent for p, latent in enumerate(score.roots)}
-    return [{"concept": concept, "measure": key, "value": float(value), "note": ""} for key, value in values.items()]
+    fewest = min(score.n_positives, score.n_samples - score.n_positives)
+    few = f"only {fewest} samples of one class: see the interval" if fewest < FEW_POSITIVES else ""
+    return [
+        {"concept": concept, "measure": key, "value": float(value), "note": few if key == "n_positives" else ""}
+        for key, value in values.items()
+    ]
 
 
 def measures(score: FMS) -> dict[str, float]:

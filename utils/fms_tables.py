@@ -1,12 +1,10 @@
-"""How FMS results are shown: tables for the screen and for Markdown, and the bar chart."""
+"""How FMS results are shown: tables for the screen and for Markdown."""
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 HEADLINES = ["fms@1", "fms@5", "accs_0", "local@1", "local@5", "global", "shuffled_fms@1", "shuffled_fms@5"]
 _LOCAL = [f"local@{p}" for p in range(1, 10)]
-_COLOURS = ["#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"]  # told apart without colour vision
 
 
 def summary(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -25,6 +23,8 @@ def show(table: pd.DataFrame, title: str) -> str:
         scored = own[own["measure"] != "skipped"]
         values = scored.pivot_table(index="concept", columns="measure", values="value", sort=False)
         columns = values[[*HEADLINES[:-1], "root_0"]].round(3).astype({"root_0": int})
+        bounds = values["fms@1_low"].map("{:.3f}".format) + " to " + values["fms@1_high"].map("{:.3f}".format)
+        columns.insert(1, "95 % of fms@1", bounds)
         parts.append(f"{sae} ({title})\n{columns.to_string()}\n")
     n_concepts = table[table["measure"] == "fms@1"]["concept"].nunique()
     parts.append(f"mean of {n_concepts} concept(s) ({title})\n{summary(table, HEADLINES).to_string()}\n")
@@ -44,28 +44,3 @@ def markdown(table: pd.DataFrame, title: str) -> str:
     names = {name: "guided" if name.endswith("_s1") else "vanilla" for name in rows.index}
     lines += [f"| {names[name]} | {' | '.join(rows.loc[name, columns])} |" for name in rows.index]
     return "\n".join(lines)
-
-
-def draw(table: pd.DataFrame, title: str) -> Figure:
-    """Draw FMS@1 per concept, one bar per SAE name, with the seeds' standard deviation and the shuffled control."""
-    scored = table[table["measure"] == "fms@1"]
-    grouped = scored.groupby(["concept", "name"], sort=False)["value"]
-    means, spreads = grouped.mean().unstack("name"), grouped.std().unstack("name").fillna(0.0)
-    control = table[table["measure"] == "shuffled_fms@1"].groupby("concept", sort=False)["value"].mean()
-    n_bars = len(means) * len(means.columns)
-    figure = Figure(figsize=(min(16, max(5.0, 0.2 * n_bars + 2)), 4.5), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(means.columns)
-    places = np.arange(len(means))
-    for number, name in enumerate(means.columns):
-        offset = (number - (len(means.columns) - 1) / 2) * width
-        errors = spreads[name] if spreads[name].any() else None
-        axes.bar(places + offset, means[name], width, yerr=errors, label=name, color=_COLOURS[number % len(_COLOURS)])
-    axes.hlines(control.loc[means.index], places - 0.42, places + 0.42, color="black", lw=1.5, label="shuffled labels")
-    many = len(means) > 3
-    axes.set_xticks(places, means.index, rotation=60 if many else 0, ha="right" if many else "center")
-    axes.set_ylabel("FMS@1")
-    axes.set_title(title, loc="left")
-    axes.margins(x=0.02)
-    figure.legend(loc="outside lower center", ncols=3 if many else 1, frameon=False)
-    return figure

@@ -1,7 +1,8 @@
 """Labelled text: texts with character spans that carry concepts, checked, stored and read back.
 
-On disk a Hugging Face `DatasetDict` (`text: str`, `spans: list of {start, end, concept}`) with a `manifest.json` beside
-the splits. A sentence-level label is one span over the whole text, so sentence- and token-level data share one path.
+On disk a Hugging Face `DatasetDict` (`text: str`, `spans: list of {start, end, concept}`, and `score: float` where the
+source tells one) with a `manifest.json` beside the splits. A sentence-level label is one span over the whole text, so
+sentence- and token-level data share one path.
 """
 
 import hashlib
@@ -38,15 +39,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Text:
-    """One text and its spans, in any order; spans may touch or overlap."""
+    """One text and its spans, in any order; spans may touch or overlap.
+
+    `score` tells how much a text has of its one concept, from 0 to 1, where the source says so (RTP: its toxicity).
+    """
 
     text: str
     spans: tuple[Span, ...] = ()
+    score: float | None = None
 
 
-def whole(text: str, concept: str | None) -> Text:
+def whole(text: str, concept: str | None, score: float | None = None) -> Text:
     """Label a whole text with one concept, or with none."""
-    return Text(text, (Span(0, len(text), concept),) if concept else ())
+    return Text(text, (Span(0, len(text), concept),) if concept else (), score)
 
 
 @dataclass
@@ -98,7 +103,8 @@ class LabelledText:
             digest.update(f"split {split}".encode())
             for text in texts:
                 spans = [[span.start, span.end, span.concept] for span in text.spans]
-                digest.update(json.dumps([text.text, spans]).encode())
+                scored = [] if text.score is None else [text.score]
+                digest.update(json.dumps([text.text, spans, *scored]).encode())
         return digest.hexdigest()
 
     def without_conflicts(self) -> "LabelledText":
@@ -166,9 +172,10 @@ def load_labelled_text(folder: Path) -> LabelledText:
     manifest = read_json_object(folder / "manifest.json", needed, FORMAT)
     splits = {}
     for split, rows in load_from_disk(folder).items():
+        scores = rows["score"] if "score" in rows.column_names else [None] * len(rows)
         splits[split] = [
-            Text(text, tuple(Span(**span) for span in spans))
-            for text, spans in zip(rows["text"], rows["spans"], strict=True)
+            Text(text, tuple(Span(**span) for span in spans), score)
+            for text, spans, score in zip(rows["text"], rows["spans"], scores, strict=True)
         ]
     data = LabelledText(manifest["dataset"], manifest["concepts"], splits, manifest["settings"], manifest["counts"])
     data.check()
@@ -204,7 +211,10 @@ def _to_dataset(texts: list[Text]) -> Dataset:
         "text": [text.text for text in texts],
         "spans": [[{"start": s.start, "end": s.end, "concept": s.concept} for s in text.spans] for text in texts],
     }
-    return Dataset.from_dict(columns, features=FEATURES)
+    if all(text.score is None for text in texts):
+        return Dataset.from_dict(columns, features=FEATURES)
+    scores = {"score": [text.score for text in texts]}
+    return Dataset.from_dict(columns | scores, features=Features(FEATURES | {"score": Value("float64")}))
 
 
 def _span_counts(texts: list[Text]) -> dict[str, int]:

@@ -44,6 +44,8 @@ class LatentBlocks:
         Raises:
             UserError: another type or another number of dimensions.
         """
+        if isinstance(latents_BN, LatentBlocks):
+            return latents_BN
         if isinstance(latents_BN, Tensor):
             latents_BN = latents_BN.detach()
             if latents_BN.layout != torch.strided:

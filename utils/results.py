@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 
 
 class Results:
-    """The folder of one experiment: `<name>.csv`, `<name>.json`, `<name>.png` and `pieces/`.
+    """The folder of one experiment: `<name>.csv`, `<name>.json`, figures and `pieces/`.
 
     A piece (one SAE's measurement, say) is stored as soon as it is done, under its label and a hash of what made it;
     asked for again, it is read back. The table holds the latest piece of every label that was ever asked for here. What
@@ -62,11 +62,13 @@ class Results:
         """The labels of the table, in the order they came."""
         return list(self._pieces)
 
-    def write(self, table: pd.DataFrame, figure: Figure, versions: dict[str, str]) -> None:
-        """Write table, settings and figure."""
+    def write(self, table: pd.DataFrame, figures: dict[str, Figure], versions: dict[str, str]) -> None:
+        """Write the table, the settings, and each figure as PNG and SVG."""
         with atomic_file(self.folder / f"{self.name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-        with atomic_file(self.folder / f"{self.name}.png") as temporary:
-            figure.savefig(temporary, dpi=150)
+        for name, figure in figures.items():
+            for kind in ("png", "svg"):
+                with atomic_file(self.folder / f"{name}.{kind}") as temporary:
+                    figure.savefig(temporary, dpi=150, format=kind, metadata={"Date": None} if kind == "svg" else None)
         about = {"settings": self.settings, "pieces": self._pieces, "versions": versions}
         write_json(self.folder / f"{self.name}.json", about)

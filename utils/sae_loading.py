@@ -46,6 +46,12 @@ class LoadedSAE:
     format: str
     origin: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether its first latents were tied to concepts; where its format does not tell, they were not."""
+        training = self.origin.get("training") or self.origin.get("determined") or {}
+        return float(training.get("cond_loss_scaling") or 0) > 0
+
     def fingerprint(self) -> str:
         """Return a SHA-256 over the config and all weights."""
         digest = hashlib.sha256(sha256_json(self.sae.config.to_dict()).encode())
@@ -72,7 +78,7 @@ def load_sae(ref: str, *, run_config: str | Path | None = None) -> LoadedSAE:
         raise UserError(f"{ref}: unknown format {name!r}; known are {', '.join(FORMATS)}")
     if name == "guided":
         checkpoint = load_checkpoint(_local(location, has_checkpoint))
-        keys = ("model", "block", "site", "concepts", "dataset", "revision", "seed")
+        keys = ("model", "block", "site", "concepts", "dataset", "revision", "seed", "training")
         origin = {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
         return LoadedSAE(checkpoint.sae, name, {"ref": ref} | origin)
     path = Path(location) if name in ("released", "determined") else _local(location, Path.exists)
