@@ -42,10 +42,9 @@ def name_ticks(axes: Axes, names: list[str], places: list[float] | None = None) 
     )
 
 
-def legend_below(figure: Figure, n_series: int) -> None:
+def legend_below(figure: Figure) -> None:
     """Put the legend under the panels, where it hides nothing; labels of several panels count once."""
     found = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, max(1, n_series)), frameon=False
-    )
+    n_columns = min(3, len(handles)) if max(map(len, handles), default=0) < 20 else 1  # long names go below each other
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=n_columns, frameon=False)

@@ -63,7 +63,7 @@ def _bars(table: pd.DataFrame, title: str) -> Figure:
     axes.set_ylabel("FMS@1")
     axes.set_title(f"{title}\n95 % bootstrap intervals; of several seeds, standard deviations", loc="left", fontsize=9)
     axes.margins(x=0.02)
-    legend_below(figure, len(names) + 1)
+    legend_below(figure)
     return figure
 
 
@@ -87,7 +87,7 @@ def _curves(
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, loc="left", fontsize=9)
-    legend_below(figure, 2)
+    legend_below(figure)
     return figure
 
 
@@ -108,5 +108,5 @@ def _sweep(table: pd.DataFrame, title: str) -> Figure:
     axes.set_ylabel("FMS@1, mean over concepts")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, loc="left", fontsize=9)
-    legend_below(figure, 2)
+    legend_below(figure)
     return figure

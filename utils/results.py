@@ -40,20 +40,21 @@ class Results:
 
     def piece(self, label: str, made_of: dict[str, Any], compute: Callable[[], Rows]) -> None:
         """Add a piece to the table, computing it where it is not stored yet."""
-        path = self._path(label, made_of)
+        path = self.path(label, made_of)
         if not path.exists():
             rows = compute()
             write_json(path, {"label": label, "made_of": made_of, "settings": self.settings, "rows": rows})
         self._pieces[label] = made_of
 
-    def _path(self, label: str, made_of: dict[str, Any]) -> Path:
+    def path(self, label: str, made_of: dict[str, Any]) -> Path:
+        """Return where a piece lies, or will."""
         readable = re.sub(r"[^A-Za-z0-9._-]+", "__", label)
         digest = sha256_json([label, made_of, self.settings])[:8]
         return self.folder / "pieces" / f"{readable}-{digest}.json"
 
     def rows(self, label: str) -> Rows:
         """Return the rows of a label's latest piece."""
-        path = self._path(label, self._pieces[label])
+        path = self.path(label, self._pieces[label])
         rows: Rows = read_json_object(path, ("rows",))["rows"]
         return rows
 
