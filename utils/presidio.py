@@ -22,6 +22,10 @@ CONCEPT_OF_TYPE = {
     "LOCATION": "CITY",
 }
 NOT_PERSONAL = ("ORGANIZATION", "NRP", "URL")
+# Of the tagger: kinds that no rule takes up.
+_IGNORED_TAGS = (
+    "CARDINAL", "EVENT", "LANGUAGE", "LAW", "MONEY", "ORDINAL", "PERCENT", "PRODUCT", "QUANTITY", "WORK_OF_ART",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Presidio:
         # Its list of domain suffixes would otherwise be looked up on the net at the first e-mail address.
         tldextract.tldextract.TLD_EXTRACTOR.suffix_list_urls = ()
         models = [{"lang_code": "en", "model_name": TAGGER}]
-        provider = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models})
+        tags = {"labels_to_ignore": list(_IGNORED_TAGS)}
+        configuration = {"nlp_engine_name": "spacy", "models": models, "ner_model_configuration": tags}
+        provider = NlpEngineProvider(nlp_configuration=configuration)
         return cls(AnalyzerEngine(nlp_engine=provider.create_engine(), supported_languages=["en"]))
 
     def spans(self, text: str) -> list[Span]:
