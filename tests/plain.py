@@ -65,3 +65,20 @@ def plain_fms(latents_BN, labels_B, p, mode="paper", balanced=False):
     rows = [accuracy[0], *accuracy[2:]] if mode == "released" else accuracy[2:]
     global_ = 1 - np.mean([row - accs[0] for row in rows]) if rows else 1.0
     return accs[0] * (2 * (accs[0] - accs[p]) + global_) / 2
+
+
+def plain_auroc(values_B, labels_B):
+    """The share of pairs of a positive and a negative that are in order, ties counting half."""
+    values_B, labels_B = np.asarray(values_B), np.asarray(labels_B)
+    pairs = [(p > n) + (p == n) / 2 for p in values_B[labels_B] for n in values_B[~labels_B]]
+    return np.mean(pairs)
+
+
+def plain_spearman(a_B, b_B):
+    """The correlation of the ranks, equal values having their mean rank."""
+
+    def ranks(values_B):
+        values_B = np.asarray(values_B, float)
+        return [(values_B < v).sum() + ((values_B == v).sum() + 1) / 2 for v in values_B]
+
+    return np.corrcoef(ranks(a_B), ranks(b_B))[0, 1]

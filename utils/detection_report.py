@@ -70,14 +70,14 @@ def report(args: argparse.Namespace, dataset: str) -> tuple[pd.DataFrame, str]:
     """
     subjects = evaluated(args, dataset)
     split = subjects[0].split_name(args.split)
+    train = args.train_split
     for subject in subjects:
         subject.split_name(split)
-    train = args.train_split
+        subject.split_name(train)
     settings = {"dataset": dataset, "split": split, "train_split": train, "seed": args.seed, "tokens": args.max_tokens}
     results = Results(args.out or Path("results") / f"Detection_{dataset}-{split}", "detection", settings)
     detectors = [detector for subject in subjects for detector in _of_sae(subject, split, args)]
     for cache in {str(subject.cache.folder): subject.cache for subject in subjects}.values():
-        cache.split(train)
         several = len({subject.cache.folder for subject in subjects}) > 1
         detectors += _without_sae(cache, split, args, f" of {cache.folder.name}" if several else "")
     for detector in detectors:

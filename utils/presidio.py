@@ -1,5 +1,6 @@
 """Personal data found by presidio's rules and a small tagger, offline: what latents are compared with."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ class Presidio:
         from presidio_analyzer import AnalyzerEngine
         from presidio_analyzer.nlp_engine import NlpEngineProvider
 
+        # It names every recogniser of another language, and every tag it does not know.
+        logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
         # Its list of domain suffixes would otherwise be looked up on the net at the first e-mail address.
         tldextract.tldextract.TLD_EXTRACTOR.suffix_list_urls = ()
         models = [{"lang_code": "en", "model_name": TAGGER}]

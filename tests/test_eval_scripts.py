@@ -1,0 +1,195 @@
+"""The evaluations by their command lines, on a tiny model: what they write, and one line for what they refuse."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from create_data import act_dataset
+from eval import FMS_PII, FMS_RTP_SP, Detection_PII, Features_PII, Features_RTP_SP
+from tests.scripts import assert_one_line, outcome, write_config
+from train import train_SAE
+from utils.sae_export import to_saelens
+from utils.sae_loading import load_sae
+
+
+@pytest.fixture
+def trained(cached, capsys):
+    """A vanilla and a guided SAE on sentences."""
+    for scaling in (0, 1):
+        assert outcome(capsys, train_SAE.main, write_config(cached), "--cond-loss-scaling", scaling)[0] == 0
+    return cached
+
+
+@pytest.fixture
+def tokens(work, tiny_llama, two_concepts, capsys):
+    """A vanilla and a guided SAE on tokens of two concepts, with one text that holds markup."""
+    text = two_concepts.splits["test"][0]
+    two_concepts.splits["test"][0] = type(text)(text.text + " <script>alert(1)</script>", text.spans)
+    two_concepts.save(work / "datasets_v2/text/toy")
+    assert outcome(capsys, act_dataset.main, "toy", 1, "tiny", "block", "--model-path", tiny_llama.folder)[0] == 0
+    config = write_config(work, ds_path="datasets_v2/tiny-toy-B01-block")
+    for scaling in (0, 1):
+        assert outcome(capsys, train_SAE.main, config, "--cond-loss-scaling", scaling)[0] == 0
+    return work
+
+
+@pytest.fixture
+def toxic(work, tiny_llama, capsys):
+    """Activations of texts with scores, and an SAE on them."""
+    scores = [0.9, 0.01, 0.8, 0.02, 0.6, 0.3, 0.95, 0.0, 0.85, 0.04] * 4
+    records = [
+        {"prompt": {"text": f"You are {word} {i} ", "toxicity": s}, "continuation": {"text": "night", "toxicity": s}}
+        for i, s in enumerate(scores)
+        for word in [("false" if s >= 0.5 else "sweet")]
+    ]
+    (work / "rtp.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    argv = ["RTP", 1, "tiny", "block", "--source", "rtp.jsonl", "--model-path", tiny_llama.folder]
+    assert outcome(capsys, act_dataset.main, *argv)[0] == 0
+    assert outcome(capsys, train_SAE.main, write_config(work, ds_path="datasets_v2/tiny-RTP-B01-block"))[0] == 0
+    return work
+
+
+def test_toxicity_has_three_sets_of_samples(toxic, capsys):
+    counts = {}
+    for samples in ("labels", "balanced", "extreme"):
+        argv = ["RTP", "--split", "train", "--sae", "ckpt/tiny_s1", "--samples", samples, "--mode", "paper"]
+        code, printed = outcome(capsys, FMS_RTP_SP.main, *argv)
+        assert code == 0, printed.err
+        name = "FMS_RTP-train-paper" if samples == "labels" else f"FMS_RTP-{samples}-train-paper"
+        values = pd.read_csv(toxic / "results" / name / "fms.csv").set_index("measure")["value"]
+        counts[samples] = values[["n_samples", "n_positives"]].tolist()
+        assert values["fms@1_low"] <= values["fms@1"] <= values["fms@1_high"]
+        if samples == "balanced":
+            assert values["accuracy_depth_0"] == 0.5
+    assert counts["labels"] == counts["balanced"]
+    assert counts["extreme"][0] < counts["labels"][0]  # 0.6 and 0.3 are neither
+    code, printed = outcome(
+        capsys, Features_RTP_SP.main, "RTP", "--split", "train", "--sae", "ckpt/tiny_s1", "--model-path", toxic.parent
+    )
+    assert_one_line(code, printed, "not a model folder")
+
+
+def test_features_of_toxicity_follow_the_scores(toxic, tiny_llama, capsys):
+    argv = ["RTP", "--split", "train", "--sae", "ckpt/tiny_s1", "--model-path", tiny_llama.folder]
+    code, printed = outcome(capsys, Features_RTP_SP.main, *argv)
+    assert code == 0, printed.err
+    folder = toxic / "results/Features_RTP-train"
+    values = pd.read_csv(folder / "features.csv").set_index("measure")["value"]
+    assert values["latent"] == 0
+    texts = pd.read_parquet(next(folder.glob("pieces/*.texts.parquet")))
+    assert values["text_spearman_value"] == pytest.approx(texts["value"].corr(texts["score"], method="spearman"))
+    assert values["text_n"] == len(texts) == texts["text_id"].nunique()
+    for kind in ("png", "svg"):
+        assert (folder / f"calibration-toxicity.{kind}").stat().st_size > 1000
+
+
+def test_features_of_sentences(trained, tiny_llama, capsys):
+    argv = ["SP", "--sae", "ckpt/tiny_s0", "--sae", "ckpt/tiny_s1", "--model-path", tiny_llama.folder]
+    code, printed = outcome(capsys, Features_RTP_SP.main, *argv)
+    assert code == 0, printed.err
+    assert "text_auroc_value" in printed.out
+    folder = trained / "results/Features_SP-valid"
+    table = pd.read_csv(folder / "features.csv")
+    assert set(table["name"]) == {"tiny_s0", "tiny_s1"}
+    assert (folder / "densities-1-tiny_s1.svg").exists()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "pieces").iterdir()}
+    assert outcome(capsys, Features_RTP_SP.main, *argv)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "pieces").iterdir()} == before
+    assert "dost" in re.sub(r'["\\s,]', "", (folder / "tokens.html").read_text())
+
+
+def test_features_of_tokens(tokens, tiny_llama, capsys):
+    argv = ["--dataset", "toy", "--sae", "ckpt/tiny_s0", "--sae", "ckpt/tiny_s1", "--model-path", tiny_llama.folder]
+    code, printed = outcome(capsys, Features_PII.main, *argv)
+    assert code == 0, printed.err
+    folder = tokens / "results/Features_toy-test"
+    table = pd.read_csv(folder / "features.csv")
+    assert set(table["concept"]) == {"WHO", "NUMBER"}
+    assert "<script>alert" not in (folder / "tokens.html").read_text()
+    assert len(list(folder.glob("pieces/*.tokens.parquet"))) == 2
+
+
+def test_detection(tokens, tiny_llama, capsys):
+    argv = ["--dataset", "toy", "--sae", "ckpt/tiny_s0", "--sae", "ckpt/tiny_s1", "--model-path", tiny_llama.folder]
+    code, printed = outcome(capsys, Detection_PII.main, *argv)
+    assert code == 0, printed.err
+    folder = tokens / "results/Detection_toy-test"
+    table = pd.read_csv(folder / "detection.csv")
+    assert set(table["kind"]) == {"concept latents", "probe on latents", "probe on activations", "presidio"}
+    overall = table[table["class"] == "all"].set_index(["name", "measure"])["value"]
+    assert overall["probe on activations", "accuracy"] > 0.7
+    matrices = list(folder.glob("pieces/*.confusion.csv"))
+    assert len(matrices) == 6
+    n_tokens = {int(pd.read_csv(path, index_col=0).to_numpy().sum()) for path in matrices}
+    assert len(n_tokens) == 1
+    for figure in ("f1", "confusion-0"):
+        assert (folder / f"{figure}.svg").stat().st_size > 1000
+    code, printed = outcome(capsys, Detection_PII.main, *argv, "--train-split", "valid")
+    assert_one_line(code, printed, "no split 'valid'; it has train, test")
+
+
+def test_any_format_over_several_blocks(trained, tiny_llama, sp_folder, capsys):
+    argv = ["SP", 0, "tiny", "block", "--source", sp_folder, "--model-path", tiny_llama.folder]
+    assert outcome(capsys, act_dataset.main, *argv)[0] == 0
+    to_saelens(load_sae("ckpt/tiny_s1"), trained / "exported")
+    sweep = ["SP", "--sae", "saelens:exported", "--model", "tiny", "--site", "block", "--block", 0, 1]
+    code, printed = outcome(capsys, FMS_RTP_SP.main, *sweep)
+    assert code == 0, printed.err
+    folder = trained / "results/FMS_SP-valid-paper"
+    table = pd.read_csv(folder / "fms.csv")
+    assert table.groupby("sae")["block"].first().to_dict() == {"saelens:exported@B00": 0, "saelens:exported@B01": 1}
+    for figure in ("fms", "depth", "removed", "blocks"):
+        assert (folder / f"{figure}.svg").stat().st_size > 1000
+
+
+def test_fms_of_texts_without_stored_activations(trained, tiny_llama, capsys):
+    stored = ["SP", "--sae", "ckpt/tiny_s1", "--out", "stored"]
+    assert outcome(capsys, FMS_RTP_SP.main, *stored)[0] == 0
+    live = ["SP", "--sae", "ckpt/tiny_s1", "--out", "live", "--live", "--model-path", tiny_llama.folder]
+    code, printed = outcome(capsys, FMS_RTP_SP.main, *live)
+    assert code == 0, printed.err
+    scores = [pd.read_csv(trained / name / "fms.csv").set_index("measure")["value"] for name in ("stored", "live")]
+    assert scores[0]["n_samples"] == scores[1]["n_samples"]
+    assert scores[0]["fms@1"] == pytest.approx(scores[1]["fms@1"], abs=0.2)  # six texts, stored in half precision
+
+
+def test_few_samples_are_warned_of(trained, caplog, capsys):
+    code, _ = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1")
+    assert code == 0
+    assert "ckpt/tiny_s1, Shakespearean: only 3 samples of one class: see the interval" in caplog.text
+
+
+@pytest.mark.parametrize("script", [FMS_RTP_SP, Features_RTP_SP])
+def test_what_does_not_fit_together_is_one_line(trained, script, capsys):
+    argv = ["SP", "--sae", "ckpt/tiny_s1"]
+    code, printed = outcome(capsys, script.main, *argv, "--model", "other")
+    assert_one_line(code, printed, "ckpt/tiny_s1 was trained on model tiny; --model other is another")
+    code, printed = outcome(capsys, script.main, *argv, "--block", 0)
+    assert_one_line(code, printed, "ckpt/tiny_s1 was trained on block 1; --block 0 is another")
+    code, printed = outcome(capsys, script.main, "SP", "--sae", "ckpt/{layer}", "--block", 0)
+    assert_one_line(code, printed, "only {block} or {block:02} may stand in braces")
+    to_saelens(load_sae("ckpt/tiny_s1"), trained / "exported")
+    code, printed = outcome(capsys, script.main, "SP", "--sae", "saelens:exported", "--model", "wide", "--block", 1)
+    assert_one_line(code, printed, "wide-SP-B01-block: no cached activations there")
+    config = trained / "ckpt/tiny_s1/config.json"
+    config.write_text(config.read_text().replace("Shakespearean", "Miltonic"))
+    code, printed = outcome(capsys, script.main, *argv)
+    assert_one_line(
+        code, printed, "has other concepts than ckpt/tiny_s1 was guided by (Shakespearean instead of Miltonic)"
+    )
+    assert not (trained / "results").exists()
+
+
+def test_scores_are_needed_for_extremes(trained, capsys):
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1", "--samples", "extreme")
+    assert_one_line(code, printed, "these texts have no scores; only RTP and RTP_split have")
+
+
+def test_texts_must_be_those_of_the_activations(tokens, tiny_llama, capsys):
+    argv = ["--dataset", "toy", "--sae", "ckpt/tiny_s1", "--model-path", tiny_llama.folder]
+    (tokens / "datasets_v2/text/toy").rename(tokens / "moved")
+    code, printed = outcome(capsys, Features_PII.main, *argv)
+    assert_one_line(code, printed, "datasets_v2/text/toy: no texts there")
+    assert outcome(capsys, FMS_PII.main, *argv[:4])[0] == 0  # needs none
