@@ -1,6 +1,7 @@
 """What the tests of the command lines share: a working folder, a tiny cache, and how a script ended."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,10 @@ def assert_one_line(code, printed, message):
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def read_token_view(path):
+    """Return what a tokens.html holds."""
+    found = re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])

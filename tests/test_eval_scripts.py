@@ -1,14 +1,13 @@
 """The evaluations by their command lines, on a tiny model: what they write, and one line for what they refuse."""
 
 import json
-import re
 
 import pandas as pd
 import pytest
 
 from create_data import act_dataset
 from eval import FMS_PII, FMS_RTP_SP, Detection_PII, Features_PII, Features_RTP_SP
-from tests.scripts import assert_one_line, outcome, write_config
+from tests.scripts import assert_one_line, outcome, read_token_view, write_config
 from train import train_SAE
 from utils.sae_export import to_saelens
 from utils.sae_loading import load_sae
@@ -97,7 +96,8 @@ def test_features_of_sentences(trained, tiny_llama, capsys):
     before = {path: path.stat().st_mtime_ns for path in (folder / "pieces").iterdir()}
     assert outcome(capsys, Features_RTP_SP.main, *argv)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "pieces").iterdir()} == before
-    assert "dost" in re.sub(r'["\\s,]', "", (folder / "tokens.html").read_text())
+    shown = ["".join(text["pieces"]) for text in read_token_view(folder / "tokens.html")["texts"]]
+    assert "Wherefore dost thou weep at night ? 2" in shown
 
 
 def test_features_of_tokens(tokens, tiny_llama, capsys):
