@@ -163,6 +163,23 @@ def test_steering_by_nothing_changes_nothing(model, stock, inputs):
             assert torch.equal(logits(model, inputs), plain)
 
 
+@pytest.mark.parametrize("beta", ["constant", "active", "balanced"])
+def test_each_row_has_its_own_strength(model, unpadded, beta):
+    model = model.double()
+    rows = {name: tensor.repeat(3, 1) for name, tensor in unpadded.items()}
+    with model.steer({5: [0.4, 0.0, -1.0], 9: 0.3}, beta=beta):
+        together = next_block_input(model, rows)
+    for row, alpha in enumerate([0.4, 0.0, -1.0]):
+        with model.steer({5: alpha, 9: 0.3}, beta=beta):
+            alone = next_block_input(model, unpadded)
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-12, atol=1e-12)
+    plain = next_block_input(model, rows)
+    with model.steer({5: [0.4, 0.0, -1.0]}, beta=beta):
+        assert torch.equal(next_block_input(model, rows)[1], plain[1])
+    with pytest.raises(UserError, match="alphas for 2 rows, but the batch has 3 rows"), model.steer({5: [1.0, 2.0]}):
+        next_block_input(model, rows)
+
+
 def test_nested_steers_add_up(model, unpadded):
     model = model.double()
     with model.steer({3: 0.7, 4: -1.2}, beta="active"):

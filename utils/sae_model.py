@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.hooks import check_block, check_site, output_tensor, site_module
 from utils.models import attention_implementation, quiet_loading
 from utils.sae import SAE, SAEConfig
-from utils.steering import check_steering, steering_delta
+from utils.steering import Strength, check_steering, steering_delta, steers
 
 
 @dataclass
@@ -159,8 +159,10 @@ class SAEModelMixin:
                 self._replaced = False
 
     @contextmanager
-    def steer(self, alphas: Mapping[int, float], *, beta: str = "constant") -> Iterator[None]:
+    def steer(self, alphas: Mapping[int, Strength], *, beta: str = "constant") -> Iterator[None]:
         """Add decoder columns to the activations at every position, see `utils.steering.steering_delta`.
+
+        A strength is a number, or one for each row of the batch, so that one batch may hold a whole sweep.
 
         Steers inside each other add up: each is computed from the activations before any of them. A strength of 0
         changes nothing, bit for bit.
@@ -169,7 +171,7 @@ class SAEModelMixin:
             UserError: a latent out of range, or an unknown beta.
         """
         check_steering(self.sae, alphas, beta)
-        effective = {latent: alpha for latent, alpha in alphas.items() if alpha != 0}
+        effective = {latent: alpha for latent, alpha in alphas.items() if steers(alpha)}
         if not effective:
             yield
             return
