@@ -60,11 +60,11 @@ def check_name(name: str, folder: Path) -> None:
 
 
 def ensure_text(
-    name: str, folder: Path, source: Path | None, seed: int, *, drop_conflicts: bool = False
+    name: str, folder: Path, source: Path | None, seed: int, *, drop_conflicts: bool = False, any_seed: bool = False
 ) -> LabelledText:
     """Return the data set in `folder / name`, building it first where it is missing.
 
-    A data set of your own, written there with `LabelledText.save`, is taken as it is.
+    A data set of your own, written there with `LabelledText.save`, is taken as it is; with `any_seed` so is every one.
 
     Raises:
         UserError: an unknown name, a bad source, or data of other settings in the folder.
@@ -72,7 +72,7 @@ def ensure_text(
     target = folder / name
     if source is None and target.is_dir() and not drop_conflicts:
         data = load_labelled_text(target)
-        if data.settings.get("seed", seed) != seed:
+        if not any_seed and data.settings.get("seed", seed) != seed:
             raise UserError(
                 f"{target} was made with --seed {data.settings['seed']}, not {seed}; remove it or change --seed"
             )

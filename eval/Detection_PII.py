@@ -13,8 +13,10 @@ example:
   python eval/Detection_PII.py --sae ckpt/smollm2-l1728-b15-k144-PII_synth_s1
 
 A token is of the concept whose latent is largest, and of none (O) where all of them are 0. An SAE that was not guided
-lends for each concept its best single latent on the training split. Beside it: logistic regression on the raw
-activations and on all latents, both trained on the training split, and presidio, which sees the text.
+lends for each concept its best single latent on the training split, which may be one that is off where the concept is:
+then it names the class of the other tokens, for which the paper's protocol has no remedy. Beside it: logistic
+regression on the raw activations and on all latents, both trained on the training split, and presidio, which sees the
+text.
 
 {SAE_HELP}"""
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--dataset", default="PII_synth", help="PII_synth, or your own with token-level labels")
     add_arguments(parser, "FMS_<DATASET>-<split>-<mode>")
     args = parser.parse_args(argv)
-    table, text = report(args, args.dataset, token_samples, f"FMS_{args.dataset}")
+    table, text = report(args, args.dataset, token_samples, f"FMS_{args.dataset}", {"samples": "tokens"})
     print(text)
     return table
 

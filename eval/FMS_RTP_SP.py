@@ -38,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--model-path", help="local model folder, with --live")
     parser.add_argument("--max-texts", type=positive_int, help="at most so many texts of the split, with --live")
     args = parser.parse_args(argv)
-    texts = ensure_text(args.dataset, args.data / "text", None, args.seed) if args.live else None
+    if not args.live and (args.max_texts or args.model_path):
+        parser.error("--max-texts and --model-path go with --live; else the cache has its own texts")
+    texts = ensure_text(args.dataset, args.data / "text", None, args.seed, any_seed=True) if args.live else None
     sampler = SentenceSampler(args.samples, args.data, texts, args.model_path, args.max_texts)
-    settings = {} if args.samples == "labels" else {"samples": args.samples}
-    if args.live:
-        settings |= {"live": texts.fingerprint()[:12] if texts else "", "max_texts": args.max_texts}
+    settings = {"samples": args.samples}
+    if texts is not None:
+        settings |= {"live": texts.fingerprint(), "max_texts": args.max_texts}
     out = "-".join([f"FMS_{args.dataset}", *([args.samples] if args.samples != "labels" else [])])
     table, text = report(args, args.dataset, sampler, out, settings, texts)
     print(text)

@@ -1,5 +1,6 @@
 """Measure SAEs as SAEs: sparsity, reconstruction, dead latents, and what the language model loses by them."""
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.cli import Parser, positive_int, run
-from utils.evaluated import SAE_HELP, Evaluated, add_sae_arguments, evaluated, texts_of
+from utils.evaluated import SAE_HELP, Evaluated, add_sae_arguments, evaluated, model_of_cache, texts_of
 from utils.models import default_device
 from utils.results import Results
 from utils.sae_loading import get_model
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 
     settings: dict[str, Any] = {"dataset": args.dataset, "split": args.split, "max_texts": args.max_texts}
     results = Results(args.out or Path("results") / f"SAE_quality_{args.dataset}", "quality", settings)
-    subjects = evaluated(args, args.dataset)
+    subjects = evaluated(args, args.dataset, by_concept=False)
     for subject in subjects:
         made_of = subject.made_of | {"model_path": args.model_path}
         results.piece(subject.label, made_of, _Measurement(args, subject))
@@ -62,6 +63,7 @@ class _Measurement:
         data = texts_of(cache, self.args.data)
         texts = [text.text for text in data.splits[split][: self.args.max_texts]]
         manifest = cache.manifest
+        model_of_cache(cache, self.args.model_path)
         model, tokenizer = get_model(
             manifest["model"],
             loaded.origin["ref"],
@@ -71,7 +73,8 @@ class _Measurement:
         )
         values |= language_model_quality(model.to(default_device()), tokenizer, texts)
         about = {"dataset": self.args.dataset, "split": split, "format": loaded.format}
-        return [about | {"measure": key, "value": value} for key, value in values.items()]
+        # JSON has no NaN: what cannot be told is left out.
+        return [about | {"measure": key, "value": value} for key, value in values.items() if math.isfinite(value)]
 
 
 def _draw(table: pd.DataFrame) -> Figure:

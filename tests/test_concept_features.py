@@ -13,6 +13,7 @@ from utils.concept_latents import concept_latents
 from utils.evaluated import Evaluated
 from utils.fms import fms
 from utils.fms_samples import balanced_rows, encode_rows, pool_cached
+from utils.labelled_text import Text
 from utils.sae import SAE, SAEConfig
 from utils.sae_loading import LoadedSAE
 
@@ -96,6 +97,18 @@ def test_one_class_or_one_value_gives_no_number():
     assert np.isnan(values["token_spearman_value"])
     assert np.isnan(values["token_mean_negative"])
     assert values["token_mean_positive"] == pytest.approx(0.15)
+
+
+def test_scores_are_of_a_data_sets_one_concept(cache, subject, two_concepts):
+    texts = [Text(text.text, text.spans, 0.5) for text in two_concepts.splits["test"]]
+    split = cache.split("test")
+    features = concept_features(subject.loaded.sae, split, np.array([3, 4]))
+    assert "score" not in text_table(token_table(split, cache.concepts, features), cache.concepts, texts)
+    texts[0] = Text(texts[0].text, texts[0].spans, None)
+    table = text_table(token_table(split, cache.concepts, features), ["WHO"], texts)
+    assert table["score"].isna().sum() == 1
+    assert calibration(table)["n"].sum() == len(table) - 1
+    assert "text_spearman_value" in summarise(table, "text")
 
 
 def test_calibration_puts_every_text_into_its_bin():

@@ -44,6 +44,18 @@ def test_measures_are_those_counted_by_hand():
     assert confusion(true_B, found_B, 2).tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 3]]
 
 
+def test_false_alarms_of_a_kind_that_does_not_occur_count():
+    true_B, found_B = np.array([0, 0, 2, 2, 2, 2, 2, 2]), np.array([0, 0, 1, 1, 1, 2, 2, 2])
+    overall = detection_measures(true_B, found_B, CONCEPTS)["all"]
+    assert overall["balanced_accuracy"] == 0.75
+    assert overall["f1_micro"] == overall["accuracy"] == 5 / 8
+    assert overall["f1_micro_concepts"] == pytest.approx(4 / 7)
+
+
+def test_a_latent_that_is_off_is_never_named():
+    assert classes_of_latents(np.array([[-1.0, 0.0], [0.0, 0.0]], np.float32)).tolist() == [0, 2]
+
+
 def test_another_type_is_found_but_of_no_concept():
     overall = detection_measures(np.array([0, 2]), np.array([UNKNOWN_TYPE, 2]), CONCEPTS)["all"]
     assert overall["any_f1"] == 1.0
@@ -95,5 +107,5 @@ def test_no_label_to_learn_is_refused(two_concepts, tiny_llama, tmp_path):
     for texts in two_concepts.splits.values():
         texts[:] = [Text(text.text) for text in texts]
     cache = ActivationCache(cache_activations(two_concepts, tiny_llama, 1, "block", tmp_path))
-    with pytest.raises(UserError, match="all tokens have the same label"):
+    with pytest.raises(UserError, match="tokens have the same label"):
         probe_activations(cache.split("train"), cache.split("test"), 100, seed=0)

@@ -1,6 +1,7 @@
 """The evaluations by their command lines, on a tiny model: what they write, and one line for what they refuse."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -119,7 +120,7 @@ def test_detection(tokens, tiny_llama, capsys):
     table = pd.read_csv(folder / "detection.csv")
     assert set(table["kind"]) == {"concept latents", "probe on latents", "probe on activations", "presidio"}
     overall = table[table["class"] == "all"].set_index(["name", "measure"])["value"]
-    assert overall["probe on activations", "accuracy"] > 0.7
+    assert overall["probe on activations of block 1", "accuracy"] > 0.7
     matrices = list(folder.glob("pieces/*.confusion.csv"))
     assert len(matrices) == 6
     n_tokens = {int(pd.read_csv(path, index_col=0).to_numpy().sum()) for path in matrices}
@@ -153,6 +154,62 @@ def test_fms_of_texts_without_stored_activations(trained, tiny_llama, capsys):
     scores = [pd.read_csv(trained / name / "fms.csv").set_index("measure")["value"] for name in ("stored", "live")]
     assert scores[0]["n_samples"] == scores[1]["n_samples"]
     assert scores[0]["fms@1"] == pytest.approx(scores[1]["fms@1"], abs=0.2)  # six texts, stored in half precision
+
+
+def test_live_results_are_those_of_their_block(trained, tiny_llama, capsys):
+    to_saelens(load_sae("ckpt/tiny_s1"), trained / "exported")
+    roots = []
+    for block in (0, 1):
+        argv = ["SP", "--live", "--sae", "saelens:exported", "--model", "tiny", "--site", "block", "--block", block]
+        code, printed = outcome(capsys, FMS_RTP_SP.main, *argv, "--model-path", tiny_llama.folder)
+        assert code == 0, printed.err
+        table = pd.read_csv(trained / "results/FMS_SP-valid-paper/fms.csv")
+        roots.append(table[(table["block"] == block) & (table["measure"] == "accuracy_depth_1")]["value"].tolist())
+    assert [len(own) for own in roots] == [1, 1]
+    assert set(table["sae"]) == {"saelens:exported@B00", "saelens:exported@B01"}
+
+
+def test_units_do_not_share_results(trained, tiny_llama, capsys):
+    for first, second in ((FMS_RTP_SP, FMS_PII), (Features_RTP_SP, Features_PII)):
+        more = [] if first is FMS_RTP_SP else ["--model-path", tiny_llama.folder]
+        assert outcome(capsys, first.main, "SP", "--sae", "ckpt/tiny_s1", *more, "--out", "shared")[0] == 0
+        code, printed = outcome(
+            capsys, second.main, "--dataset", "SP", "--sae", "ckpt/tiny_s1", *more, "--out", "shared"
+        )
+        assert_one_line(code, printed, "shared holds results of other settings")
+
+
+def test_only_the_same_is_taken_for_seeds(trained, capsys):
+    config = write_config(trained, factor=3)
+    assert outcome(capsys, train_SAE.main, config, "--out", "wide")[0] == 0
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1", "--sae", "wide/tiny_s1")
+    assert code == 0, printed.err
+    table = pd.read_csv(trained / "results/FMS_SP-valid-paper/fms.csv")
+    assert set(table["name"]) == {"ckpt/tiny_s1", "wide/tiny_s1"}
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", "--sae", "ckpt/tiny_s1", "--sae", trained / "ckpt/tiny_s1")
+    assert_one_line(code, printed, "are the same SAE")
+    twice = ["--sae", "ckpt/tiny_s1", "--sae", "./ckpt/tiny_s1", "--sae", "guided:ckpt/tiny_s1/"]
+    code, printed = outcome(capsys, FMS_RTP_SP.main, "SP", *twice, "--out", "once")
+    assert code == 0, printed.err
+    assert pd.read_csv(trained / "once/fms.csv")["sae"].unique().tolist() == ["ckpt/tiny_s1"]
+
+
+def test_other_weights_than_those_of_the_activations_are_refused(trained, tiny_gemma2, capsys):
+    argv = ["SP", "--sae", "ckpt/tiny_s1", "--model-path", tiny_gemma2.folder]
+    code, printed = outcome(capsys, Features_RTP_SP.main, *argv)
+    assert_one_line(code, printed, "other weights than datasets_v2/tiny-SP-B01-block comes from")
+    code, printed = outcome(capsys, FMS_RTP_SP.main, *argv, "--live")
+    assert_one_line(code, printed, "other weights than ckpt/tiny_s1 was trained on")
+    code, printed = outcome(capsys, FMS_RTP_SP.main, *argv)
+    assert_one_line(code, printed, "--max-texts and --model-path go with --live")
+
+
+def test_a_lost_piece_is_measured_anew(trained, capsys):
+    argv = ["SP", "--sae", "ckpt/tiny_s0", "--sae", "ckpt/tiny_s1"]
+    assert outcome(capsys, FMS_RTP_SP.main, *argv)[0] == 0
+    shutil.rmtree(trained / "results/FMS_SP-valid-paper/pieces")
+    assert outcome(capsys, FMS_RTP_SP.main, *argv[:3])[0] == 0
+    assert set(pd.read_csv(trained / "results/FMS_SP-valid-paper/fms.csv")["name"]) == {"tiny_s0"}
 
 
 def test_few_samples_are_warned_of(trained, caplog, capsys):

@@ -175,6 +175,7 @@ def test_constant_latents_separate_nothing():
     labels_B = np.array([0, 0, 0, 1])
     score = fms(np.ones((4, 3)), labels_B)
     assert score.accs == [0.75] * (N_REMOVED + 1)
+    assert score.roots == []
     assert score.at(1) == 0.75 / 2
 
 
@@ -230,6 +231,9 @@ def test_shuffled_labels_lose_the_concept():
         (np.zeros((3, 2)), np.array([0, 1]), "paper", "do not fit"),
         (np.zeros(3), np.array([0, 1, 0]), "paper", "NumPy, SciPy or PyTorch"),
         ([[0.0], [1.0]], np.array([0, 1]), "paper", "list do not fit"),
+        (np.zeros((2, 0)), np.array([0, 1]), "paper", "no latents"),
+        (np.zeros((2, 1)), np.array([-1, 1]), "paper", "labels must be 0 or 1"),
+        (np.zeros((2, 1)), np.array([0.2, np.nan]), "paper", "labels must be 0 or 1"),
         (np.zeros((3, 2)), np.array([0, 1, 0]), "heldout", "two samples of each class"),
     ],
 )

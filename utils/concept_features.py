@@ -83,7 +83,7 @@ def text_table(tokens: pd.DataFrame, concepts: list[str], texts: list[Text]) -> 
         parts.append(by_text)
     table = pd.concat(parts, ignore_index=True)
     scores = table["text_id"].map(lambda text_id: texts[text_id].score)
-    if scores.notna().any():
+    if len(concepts) == 1 and scores.notna().any():  # a score is of the one concept of a data set
         table["score"] = scores.astype(np.float64)
     return table
 
@@ -102,14 +102,16 @@ def summarise(table: pd.DataFrame, unit: str) -> dict[str, float]:
     """
     labels = table["label"].to_numpy() > 0
     level = table["score"].to_numpy() if "score" in table else labels.astype(float)
+    known = np.isfinite(level)
     measures: dict[str, float] = {"n": len(table), "n_positives": int(labels.sum())}
     for column in ("value", "pre"):
         values = table[column].to_numpy()
         usable = bool(np.isfinite(values).all())
         both = usable and 0 < labels.sum() < len(labels)
         measures[f"auroc_{column}"] = float(roc_auc_score(labels, values)) if both else np.nan
-        varies = usable and np.ptp(values) > 0 and np.ptp(level) > 0
-        measures[f"spearman_{column}"] = float(spearmanr(values, level).statistic) if varies else np.nan
+        pair = values[known], level[known]
+        varies = usable and known.any() and all(np.ptp(side) > 0 for side in pair)
+        measures[f"spearman_{column}"] = float(spearmanr(*pair).statistic) if varies else np.nan
     for label, own in (("positive", table[labels]), ("negative", table[~labels])):
         measures[f"active_{label}"] = float((own["active"] > 0).mean()) if len(own) else np.nan
         measures[f"mean_{label}"] = float(own["value"].mean()) if len(own) else np.nan
@@ -124,8 +126,9 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """Return mean and quartiles of the value by bins of the score, 0.05 wide.
 
     Returns:
-        Columns `low` (of the bin), `n`, `mean`, `q25`, `q75`; bins without texts are left out.
+        Columns `low` (of the bin), `n`, `mean`, `q25`, `q75`; bins without texts are left out, and texts without score.
     """
+    table = table[table["score"].notna()]
     n_bins = round(1 / BIN_WIDTH)
     number = (table["score"] / BIN_WIDTH + 1e-9).astype(int).clip(upper=n_bins - 1)
     grouped = table.groupby(number)["value"]

@@ -7,7 +7,7 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 from sklearn.metrics import precision_recall_fscore_support as precision_recall
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -27,13 +27,21 @@ _ITERATIONS = 200
 
 
 def true_classes(label_BC: NDArray[np.int8]) -> Classes:
-    """Return the class of each token: its first concept, C where it has none."""
+    """Return the class of each token: its first concept, C where it has none.
+
+    Raises:
+        UserError: no concepts.
+    """
+    if label_BC.shape[1] == 0:
+        raise UserError("the data set has no concepts to detect")
     return np.where(label_BC.any(axis=1), label_BC.argmax(axis=1), label_BC.shape[1])
 
 
 def classes_of_latents(values_BC: NDArray[np.float32]) -> Classes:
-    """Return the concept whose latent is largest, C where all are 0 (DESIGN, section 3)."""
-    return np.where((values_BC != 0).any(axis=1), values_BC.argmax(axis=1), values_BC.shape[1])
+    """Return the concept whose latent is largest among those that are not 0, C where all are (paper, section 4.1)."""
+    active_BC = values_BC != 0
+    largest_B = np.where(active_BC, values_BC, -np.inf).argmax(axis=1)
+    return np.where(active_BC.any(axis=1), largest_B, values_BC.shape[1])
 
 
 def probe_activations(train: ActivationSplit, test: ActivationSplit, most_tokens: int, seed: int) -> Classes:
@@ -63,11 +71,13 @@ def _sparse_latents(sae: SAE, acts_BD: NDArray[np.float32]) -> Any:
 
 
 def _training_rows(train: ActivationSplit, most_tokens: int, seed: int) -> NDArray[np.int64]:
-    if len(np.unique(true_classes(train.label_BC))) < 2:
-        raise UserError(f"split {train.name!r}: all tokens have the same label, no probe can be trained")
-    if len(train) <= most_tokens:
-        return np.arange(len(train))
-    return np.sort(np.random.default_rng([seed, 4]).choice(len(train), most_tokens, replace=False))
+    rows_B = np.arange(len(train))
+    if len(train) > most_tokens:
+        rows_B = np.sort(np.random.default_rng([seed, 4]).choice(rows_B, most_tokens, replace=False))
+    if len(np.unique(true_classes(train.label_BC[rows_B]))) < 2:
+        what = f"all of {len(rows_B)} tokens have the same label"
+        raise UserError(f"split {train.name!r}: {what}, no probe can be trained; raise --max-tokens or --no-probes")
+    return rows_B
 
 
 def classes_of_presidio(
@@ -100,21 +110,22 @@ def detection_measures(true_B: Classes, found_B: Classes, concepts: list[str]) -
 
     Returns:
         Measures by class: F1, precision, recall and number of tokens of each concept; and over `all`: as in the paper
-        over concepts and O together F1 (micro, which is the accuracy, and macro), accuracy and balanced accuracy;
-        `_concepts`: F1 without O; `any_`: whether a token is personal data at all, of whatever kind.
+        over concepts and O together F1 (micro, which is the accuracy; macro over the classes that occur), accuracy and
+        balanced accuracy; `_concepts`: F1 without O, where a false alarm of any kind counts against micro; `any_`:
+        whether a token is personal data at all, of whatever kind.
     """
     n_concepts = len(concepts)
     found_any = found_B != n_concepts
     typed_B = np.where(found_B == UNKNOWN_TYPE, n_concepts, found_B)  # of the kinds asked for it is none
     present = np.unique(true_B)
-    kinds = present[present < n_concepts]
+    kinds, every = present[present < n_concepts], np.arange(n_concepts)
     overall = {
-        "f1_micro": f1_score(true_B, typed_B, labels=present, average="micro", zero_division=0),
+        "f1_micro": f1_score(true_B, typed_B, average="micro", zero_division=0),
         "f1_macro": f1_score(true_B, typed_B, labels=present, average="macro", zero_division=0),
-        "f1_micro_concepts": f1_score(true_B, typed_B, labels=kinds, average="micro", zero_division=0),
+        "f1_micro_concepts": f1_score(true_B, typed_B, labels=every, average="micro", zero_division=0),
         "f1_macro_concepts": f1_score(true_B, typed_B, labels=kinds, average="macro", zero_division=0),
         "accuracy": accuracy_score(true_B, typed_B),
-        "balanced_accuracy": balanced_accuracy_score(true_B, np.where(np.isin(typed_B, present), typed_B, n_concepts)),
+        "balanced_accuracy": recall_score(true_B, typed_B, labels=present, average="macro", zero_division=0),
     }
     precision, recall, f1, _ = precision_recall(
         true_B != n_concepts, found_any, average="binary", pos_label=True, zero_division=0

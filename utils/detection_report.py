@@ -26,9 +26,9 @@ from utils.detection import (
     true_classes,
 )
 from utils.errors import UserError
-from utils.evaluated import Evaluated, evaluated, texts_of
+from utils.evaluated import Evaluated, evaluated, model_of_cache, shared_texts, texts_of
 from utils.figure_style import new_figure
-from utils.models import default_device, find_model, load_tokenizer
+from utils.models import default_device, load_tokenizer
 from utils.presidio import Presidio
 from utils.results import Results
 
@@ -73,13 +73,14 @@ def report(args: argparse.Namespace, dataset: str) -> tuple[pd.DataFrame, str]:
     train = args.train_split
     for subject in subjects:
         subject.split_name(split)
-        subject.split_name(train)
+        if not (args.no_probes and subject.loaded.is_guided):
+            subject.split_name(train)
     settings = {"dataset": dataset, "split": split, "train_split": train, "seed": args.seed, "tokens": args.max_tokens}
+    settings |= {"texts": shared_texts(subjects)}
     results = Results(args.out or Path("results") / f"Detection_{dataset}-{split}", "detection", settings)
     detectors = [detector for subject in subjects for detector in _of_sae(subject, split, args)]
     for cache in {str(subject.cache.folder): subject.cache for subject in subjects}.values():
-        several = len({subject.cache.folder for subject in subjects}) > 1
-        detectors += _without_sae(cache, split, args, f" of {cache.folder.name}" if several else "")
+        detectors += _without_sae(cache, split, args)
     for detector in detectors:
         measurement = _Measurement(detector, results, _cache_of(detector, subjects), split)
         results.piece(detector.label, detector.made_of, measurement)
@@ -116,19 +117,22 @@ def _of_sae(subject: Evaluated, split: str, args: argparse.Namespace) -> list[_D
     return detectors
 
 
-def _without_sae(cache: ActivationCache, split: str, args: argparse.Namespace, suffix: str) -> list[_Detector]:
+def _without_sae(cache: ActivationCache, split: str, args: argparse.Namespace) -> list[_Detector]:
     def by_probe() -> Classes:
         return probe_activations(cache.split(args.train_split), cache.split(split), args.max_tokens, args.seed)
 
     def by_presidio() -> Classes:
         texts = texts_of(cache, args.data).splits[split]
-        tokenizer = load_tokenizer(find_model(cache.manifest["model"], args.model_path))
+        tokenizer = load_tokenizer(model_of_cache(cache, args.model_path))
         return classes_of_presidio(Presidio.load(), cache.split(split), texts, tokenizer, cache.concepts)
 
     made_of = {"manifest_sha256": cache.checksum}
-    detectors = [] if args.no_probes else [_Detector(PROBE + suffix, PROBE + suffix, PROBE, made_of, by_probe)]
+    block = f" of block {cache.manifest['block']}"
+    detectors = []
+    if not args.no_probes:
+        detectors.append(_Detector(f"{PROBE}, {cache.folder.name}", PROBE + block, PROBE, made_of, by_probe))
     if not args.no_presidio:
-        detectors.append(_Detector(PRESIDIO + suffix, PRESIDIO + suffix, PRESIDIO, made_of, by_presidio))
+        detectors.append(_Detector(f"{PRESIDIO}, {cache.folder.name}", PRESIDIO, PRESIDIO, made_of, by_presidio))
     return detectors
 
 

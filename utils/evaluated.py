@@ -1,16 +1,19 @@
 """An SAE and the cached activations it is measured on: found, checked, and named. What the scripts of eval/ share."""
 
 import argparse
+import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from utils.activation_cache import EVALUATION_SPLITS, ActivationCache
 from utils.activation_store import cache_name
+from utils.atomic import differences
 from utils.cli import Parser, seed
 from utils.errors import UserError
 from utils.labelled_text import LabelledText, load_labelled_text
+from utils.models import ModelSource, find_model, load_config
 from utils.sae_loading import FORMATS, LoadedSAE, load_sae
 
 SAE_HELP = f"""\
@@ -43,6 +46,8 @@ class Evaluated:
         block: of that.
         site: in the block.
         stored: activations of that hook point; None where the language model is to be run instead.
+        revision: of the language model's weights, where it is to be run.
+        name: SAEs of one name are seeds of one.
     """
 
     label: str
@@ -51,11 +56,8 @@ class Evaluated:
     block: int
     site: str
     stored: ActivationCache | None
-
-    @property
-    def name(self) -> str:
-        """The last part of its reference; SAEs of one name count as seeds of one."""
-        return Path(self.label.partition(":")[2] or self.label).name
+    revision: str | None = None
+    name: str = ""
 
     @property
     def cache(self) -> ActivationCache:
@@ -71,7 +73,10 @@ class Evaluated:
             "name": self.name,
             "sae_sha256": self.loaded.fingerprint(),
             "sae_seed": self.loaded.origin.get("seed"),
+            "guided": self.loaded.is_guided,
+            "hook_point": [self.model, self.block, self.site],
             "manifest_sha256": self.stored.checksum if self.stored else None,
+            "revision": self.revision,
         }
 
     def split_name(self, wanted: str | None) -> str:
@@ -101,40 +106,106 @@ def choose_split(wanted: str | None, splits: Collection[str], where: str) -> str
     return name
 
 
-def evaluated(args: argparse.Namespace, dataset: str, *, live: bool = False) -> list[Evaluated]:
+def evaluated(
+    args: argparse.Namespace, dataset: str, *, live: bool = False, by_concept: bool = True
+) -> list[Evaluated]:
     """Load every SAE of `args.sae`, for every block of `args.block`, and open its activations of a data set.
 
     Args:
         args: what `add_sae_arguments` parsed.
         dataset: the data set's name.
         live: the language model will be run; no stored activations are opened.
+        by_concept: whether the concepts must be those that a guided SAE was guided by.
 
     Raises:
         UserError: a bad reference; an SAE that does not tell its model, block or site, or tells another than asked for;
             no activations for it, or some of another model, other weights, another width or other concepts.
     """
-    subjects = []
+    subjects: list[Evaluated] = []
+    loaded_refs: dict[str, LoadedSAE] = {}
     for label, ref, block in _references(args):
-        loaded = load_sae(ref)
+        loaded = loaded_refs.setdefault(ref, loaded_refs.get(ref) or load_sae(ref))
         model, own_block, site = _hook_point(args, ref, loaded, block)
-        cache = None
-        if not live:
+        cache, revision = None, None
+        if live:
+            revision = _check_model(ref, loaded, find_model(model, getattr(args, "model_path", None)))
+        else:
             cache = ActivationCache(args.data / cache_name(model, dataset, own_block, site))
             _check_fit(ref, loaded, cache)
-        subjects.append(Evaluated(label, loaded, model, own_block, site, cache))
-    return subjects
+            if by_concept:
+                _check_concepts(ref, loaded, cache)
+        subjects.append(Evaluated(label, loaded, model, own_block, site, cache, revision, _short_name(label, loaded)))
+    return _named_apart(subjects)
+
+
+def _short_name(label: str, loaded: LoadedSAE) -> str:
+    """Of our own checkpoints the folder's name: the same for all seeds. Others are what they are called."""
+    return Path(label).name if loaded.format == "guided" else label
+
+
+def _named_apart(subjects: list[Evaluated]) -> list[Evaluated]:
+    """Let SAEs of one name but of different kinds go by their whole labels.
+
+    Raises:
+        UserError: the same SAE twice.
+    """
+    kinds: dict[str, set[str]] = {}
+    seen: dict[str, str] = {}
+    for subject in subjects:
+        made_of = {key: value for key, value in subject.made_of.items() if key not in ("name", "sae_seed")}
+        same = seen.setdefault(json.dumps(made_of), subject.label)
+        if same != subject.label:
+            raise UserError(f"--sae {subject.label} and {same} are the same SAE")
+        kind = [subject.loaded.sae.config.to_dict(), subject.model, subject.block, subject.site, made_of["guided"]]
+        kinds.setdefault(subject.name, set()).add(json.dumps(kind))
+    return [replace(one, name=one.label) if len(kinds[one.name]) > 1 else one for one in subjects]
+
+
+def shared_texts(subjects: list[Evaluated]) -> dict[str, Any]:
+    """Return what decides which texts the activations are of; it must be the same for all that are compared.
+
+    Raises:
+        UserError: activations of different texts.
+    """
+    keys = ("dataset_fingerprint", "max_texts", "seed", "max_length")
+    first = {key: subjects[0].cache.manifest.get(key) for key in keys}
+    for subject in subjects[1:]:
+        own = {key: subject.cache.manifest.get(key) for key in keys}
+        if differs := differences(first, own):
+            folders = f"{subjects[0].cache.folder} and {subject.cache.folder}"
+            raise UserError(f"{folders} were made from different texts ({differs}); they cannot be compared")
+    return first
+
+
+def model_of_cache(cache: ActivationCache, model_path: str | None) -> ModelSource:
+    """Find the language model that activations come from.
+
+    Raises:
+        UserError: as `find_model`, or other weights.
+    """
+    source = find_model(cache.manifest["model"], model_path)
+    if source.revision != cache.manifest["revision"]:
+        revisions = f"{source.revision}, not {cache.manifest['revision']}"
+        raise UserError(f"{source.folder}: other weights than {cache.folder} comes from ({revisions})")
+    return source
 
 
 def _references(args: argparse.Namespace) -> Iterator[tuple[str, str, int | None]]:
     blocks = list(dict.fromkeys(args.block or [None]))
-    for ref in dict.fromkeys(ref.rstrip("/") for ref in args.sae):
+    for ref in dict.fromkeys(_normal(ref) for ref in args.sae):
         for block in blocks:
             try:
                 filled = ref.format(block=block) if block is not None else ref
-            except (KeyError, IndexError, ValueError):
+            except (KeyError, IndexError, ValueError, AttributeError, TypeError):
                 raise UserError(f"--sae {ref}: only {{block}} or {{block:02}} may stand in braces") from None
-            label = filled if filled != ref or len(blocks) == 1 else f"{filled}@B{block:02}"
+            label = filled if filled != ref or block is None else f"{filled}@B{block:02}"
             yield label, filled, block
+
+
+def _normal(ref: str) -> str:
+    """Write a reference in one way."""
+    name, _, location = ref.rpartition(":")
+    return f"{name}:{Path(location)}" if name not in ("", "guided") else str(Path(location))
 
 
 def _hook_point(args: argparse.Namespace, ref: str, loaded: LoadedSAE, block: int | None) -> tuple[str, int, str]:
@@ -149,6 +220,16 @@ def _hook_point(args: argparse.Namespace, ref: str, loaded: LoadedSAE, block: in
     return str(found["model"]), int(found["block"]), str(found["site"])
 
 
+def _check_model(ref: str, loaded: LoadedSAE, source: ModelSource) -> str:
+    width = load_config(source).hidden_size
+    if width != loaded.sae.config.n_inputs:
+        raise UserError(f"{ref}: n_inputs is {loaded.sae.config.n_inputs}, but {source.folder} is {width} wide")
+    revision = loaded.origin.get("revision")
+    if revision is not None and source.revision != revision:
+        raise UserError(f"{source.folder}: other weights than {ref} was trained on ({source.revision}, not {revision})")
+    return source.revision
+
+
 def _check_fit(ref: str, loaded: LoadedSAE, cache: ActivationCache) -> None:
     n_inputs = loaded.sae.config.n_inputs
     if cache.d_model != n_inputs:
@@ -157,6 +238,9 @@ def _check_fit(ref: str, loaded: LoadedSAE, cache: ActivationCache) -> None:
     if revision is not None and cache.manifest["revision"] != revision:
         revisions = f"{cache.manifest['revision']}, not {revision}"
         raise UserError(f"{cache.folder} comes from other weights than {ref} was trained on ({revisions})")
+
+
+def _check_concepts(ref: str, loaded: LoadedSAE, cache: ActivationCache) -> None:
     concepts = loaded.origin.get("concepts")
     if loaded.is_guided and concepts and list(concepts) != cache.concepts:
         others = f"{', '.join(cache.concepts)} instead of {', '.join(concepts)}"

@@ -1,5 +1,7 @@
 """The figures of features: densities by class, and calibration against scores."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,25 +13,26 @@ _BINS = 40
 _MOST_COLUMNS = 5
 
 
-def densities(table: pd.DataFrame, title: str) -> Figure:
+def densities(tables: Iterable[tuple[str, pd.DataFrame]], n_concepts: int, title: str) -> Figure:
     """Draw, concept by concept, how the pre-activation is distributed with and without the label.
 
     Args:
-        table: `concept`, `label` and `pre`; over tokens or texts.
+        tables: for each concept `label` and `pre`, over tokens or texts.
+        n_concepts: how many there are.
         title: of the figure.
     """
-    concepts = table["concept"].unique().tolist()
-    n_columns = min(_MOST_COLUMNS, len(concepts))
-    n_rows = -(-len(concepts) // n_columns)
+    n_columns = min(_MOST_COLUMNS, n_concepts)
+    n_rows = -(-n_concepts // n_columns)
     figure = new_figure(max(5.0, 2.6 * n_columns), 1.2 + 1.9 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
-    for axes, concept in zip(panels, concepts, strict=False):
-        own = table[(table["concept"] == concept) & table["pre"].notna()]
+    for axes, (concept, table) in zip(panels, tables, strict=False):
+        own = table[table["pre"].notna()]
         axes.set_title(concept, loc="left", fontsize=8)
         axes.set_yticks([])
         if own.empty:
             continue
-        edges = np.histogram_bin_edges(own["pre"], _BINS)
+        low, high = float(own["pre"].min()), float(own["pre"].max())
+        edges = np.linspace(low, max(high, low + 1e-3), _BINS + 1)
         for label, name, filled in ((0, "without the label", True), (1, "with the label", False)):
             values = own["pre"][(own["label"] > 0) == bool(label)]
             if len(values):
@@ -37,7 +40,7 @@ def densities(table: pd.DataFrame, title: str) -> Figure:
                     values, edges, density=True, label=name, histtype="stepfilled" if filled else "step",
                     color=COLOURS[0] if filled else COLOURS[5], alpha=0.5 if filled else 1.0, lw=1.5,
                 )  # fmt: skip
-    for axes in panels[len(concepts) :]:
+    for axes in panels[n_concepts:]:
         axes.set_visible(False)
     figure.suptitle(f"{title}\ndensity of the pre-activation", x=0.01, ha="left", fontsize=9)
     legend_below(figure)

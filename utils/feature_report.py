@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ from utils.cli import Parser, positive_int
 from utils.concept_features import concept_features, summarise, text_table, token_table
 from utils.concept_latents import concept_latents
 from utils.errors import UserError
-from utils.evaluated import Evaluated, add_sae_arguments, evaluated, texts_of
+from utils.evaluated import Evaluated, add_sae_arguments, evaluated, model_of_cache, shared_texts, texts_of
 from utils.feature_figures import calibration_curves, densities
 from utils.labelled_text import Text
-from utils.models import default_device, find_model, load_tokenizer
+from utils.models import default_device, load_tokenizer
 from utils.results import Results
 from utils.token_view import ViewedSAE, write_token_view
 
 _log = logging.getLogger(__name__)
+Panel = tuple[str, pd.DataFrame]
 _SHOWN = ("auroc_value", "auroc_pre", "spearman_value", "active_positive", "active_negative")
 
 
@@ -60,7 +63,9 @@ def report(args: argparse.Namespace, dataset: str, out: str, *, tokens: bool) ->
     for subject in subjects:
         subject.split_name(split)
     texts = texts_of(cache, args.data).splits[split]
+    tokenizer = load_tokenizer(model_of_cache(cache, args.model_path))
     settings = {"dataset": dataset, "split": split, "seed": args.seed, "roots": _roots_split(args, cache, split)}
+    settings |= {"texts": shared_texts(subjects), "unit": "token" if tokens else "text"}
     results = Results(args.out or Path("results") / f"{out}-{split}", "features", settings)
     measurements = {subject.label: _Measurement(subject, results, settings, texts, tokens) for subject in subjects}
     for subject in subjects:
@@ -70,16 +75,18 @@ def report(args: argparse.Namespace, dataset: str, out: str, *, tokens: bool) ->
     title = f"{dataset} {split}"
     figures: dict[str, Figure] = {}
     of_texts: dict[str, pd.DataFrame] = {}
-    viewed = []
+    viewed: list[ViewedSAE] = []
+    ids: list[int] = []
     for number, subject in enumerate(subjects):
         token_values, text_values = (pd.read_parquet(path) for path in measurements[subject.label].files)
-        figures[f"densities-{number}-{subject.name}"] = densities(
-            _long(token_values, subject.cache.concepts) if tokens else text_values, f"{subject.label}, {title}"
-        )
+        panels = _panels(token_values, text_values, cache.concepts, tokens)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(subject.name).name)
+        figures[f"densities-{number}-{name}"] = densities(panels, len(cache.concepts), f"{subject.label}, {title}")
         of_texts[subject.label] = text_values
         latents = own[(own["sae"] == subject.label) & (own["measure"] == "latent")]["value"].to_numpy(int)
-        if _same_tokens(cache, subject.cache):
-            viewed.append(ViewedSAE(subject.label, latents, token_values))
+        if subject.model == subjects[0].model:
+            ids = ids or _shown_texts(token_values, args.view_texts, args.seed)
+            viewed.append(ViewedSAE(subject.label, latents, token_values[token_values["text_id"].isin(ids)]))
         else:
             _log.warning("%s has other tokens than %s: not in tokens.html", subject.label, subjects[0].label)
     if not tokens and "score" in next(iter(of_texts.values())):
@@ -87,14 +94,16 @@ def report(args: argparse.Namespace, dataset: str, out: str, *, tokens: bool) ->
             chosen = {name: texts[texts["concept"] == concept] for name, texts in of_texts.items()}
             figures[f"calibration-{concept}"] = calibration_curves(chosen, f"{title}, {concept}")
     results.write(table, figures, {name: version(name) for name in ("torch", "scipy", "scikit-learn")})
-    tokenizer = load_tokenizer(find_model(subjects[0].model, args.model_path))
-    n_texts = len(texts)
-    ids = sorted(np.random.default_rng(args.seed).permutation(n_texts)[: args.view_texts].tolist())
     write_token_view(results.folder / "tokens.html", title, viewed, cache.concepts, texts, ids, tokenizer)
     return (
         own,
         f"{_show(own, 'token' if tokens else 'text')}\nresults: {results.folder}/ (features.csv, tokens.html ...)",
     )
+
+
+def _shown_texts(tokens: pd.DataFrame, n_texts: int, seed: int) -> list[int]:
+    """Choose texts at random, of those that have tokens."""
+    return sorted(np.random.default_rng(seed).permutation(tokens["text_id"].unique())[:n_texts].tolist())
 
 
 def _roots_split(args: argparse.Namespace, cache: ActivationCache, split: str) -> str:
@@ -103,20 +112,14 @@ def _roots_split(args: argparse.Namespace, cache: ActivationCache, split: str) -
     return str(name)
 
 
-def _same_tokens(cache: ActivationCache, other: ActivationCache) -> bool:
-    keys = ("dataset_fingerprint", "special_token_ids", "splits", "model", "concepts", "seed", "max_texts")
-    own, others = cache.manifest, other.manifest
-    counts = [{name: entry["tokens"] for name, entry in manifest["splits"].items()} for manifest in (own, others)]
-    return counts[0] == counts[1] and all(own[key] == others[key] for key in keys if key != "splits")
-
-
-def _long(tokens: pd.DataFrame, concepts: list[str]) -> pd.DataFrame:
-    columns = ("label", "value", "pre")
-    parts = [
-        pd.DataFrame({"concept": concept} | {name: tokens[f"{name} {concept}"] for name in columns})
-        for concept in concepts
-    ]
-    return pd.concat(parts, ignore_index=True)
+def _panels(tokens: pd.DataFrame, texts: pd.DataFrame, concepts: list[str], of_tokens: bool) -> Iterator[Panel]:
+    """Yield label and pre-activation of one concept after the other."""
+    for concept in concepts:
+        if of_tokens:
+            columns = {"label": f"label {concept}", "pre": f"pre {concept}"}
+            yield concept, pd.DataFrame({name: tokens[column] for name, column in columns.items()})
+        else:
+            yield concept, texts[texts["concept"] == concept]
 
 
 class _Measurement:
@@ -142,6 +145,7 @@ class _Measurement:
         for path, table in zip(self.files, (tokens, texts), strict=True):
             with atomic_file(path) as temporary:
                 table.to_parquet(temporary, index=False, compression="zstd")
+        subject.loaded.sae.cpu()
         rows = []
         for c, concept in enumerate(cache.concepts):
             columns = {name: tokens[f"{name} {concept}"] for name in ("label", "value", "pre")}

@@ -44,7 +44,7 @@ class FMS:
         accs_by_depth: accuracy of the tree cut to 0, 1, ... splits (held-out: the mean over the halves, a tree that
             ends earlier staying as it is).
         global_: the global term.
-        roots: the latents in the order of their removal (held-out: over all samples).
+        roots: the latents in the order of their removal (held-out: over all samples); those of one value are none.
         scored: what `interval` draws from.
         halves: in held-out mode, the scores whose mean this is; else empty.
     """
@@ -92,8 +92,8 @@ def fms(
 
     Args:
         latents_BN: the latents of B samples (means over a text, or single tokens): NumPy or PyTorch, dense or sparse
-            (SciPy's or PyTorch's), on the CPU or a GPU. They are read in blocks of latents and never copied whole;
-            beside them 2 bytes per nonzero value are taken (4 with more than 65,536 samples).
+            (SciPy's or PyTorch's), on the CPU or a GPU. They are read in blocks of latents; dense ones are never copied
+            whole. Beside them 2 to 4 bytes per nonzero value are taken (twice that with more than 65,536 samples).
         labels_B: 1 where a sample has the concept, else 0.
         mode: `paper`, `released` or `heldout`.
         seed: of the halves in `heldout` mode.
@@ -101,7 +101,8 @@ def fms(
         balanced: let both classes count the same, in the splits and in the accuracies.
 
     Raises:
-        UserError: an unknown mode, NaN or inf among the latents, shapes that differ, or samples of one class only.
+        UserError: an unknown mode, NaN or inf among the latents, shapes that differ, labels other than 0 and 1, or
+            samples of one class only.
     """
     return fms_of_concepts(latents_BN, _column(labels_B)[:, None], mode, seed, n_seeds=n_seeds, balanced=balanced)[0]
 
@@ -131,6 +132,12 @@ def fms_of_concepts(
     if labels_BC.ndim != 2 or len(labels_BC) != latents.n_samples:
         shape = (latents.n_samples, latents.n_latents)
         raise UserError(f"latents {shape} and labels {labels_BC.shape} do not fit: [B, N] and [B] are needed")
+    if latents.n_latents == 0:
+        raise UserError("there are no latents to score")
+    if not np.isin(labels_BC, (0, 1)).all():
+        raise UserError("labels must be 0 or 1")
+    if n_seeds < 1:
+        raise UserError(f"n_seeds: must be at least 1, not {n_seeds}")
     for labels_B in labels_BC.T:
         if reason := why_not(labels_B, mode):
             raise UserError(reason)
@@ -204,7 +211,7 @@ def _heldout(columns: Columns, labels: Labels, seed: int, n_seeds: int) -> FMS:
         np.mean([half.accs for half in halves], axis=0).tolist(),
         np.mean(by_depth, axis=0).tolist(),
         float(np.mean([half.global_ for half in halves])),
-        Stumps.of(columns, labels).best(N_REMOVED + 1),
+        _splitting(Stumps.of(columns, labels)),
         tuple(scored for half in halves for scored in half.scored),
         tuple(halves),
     )
@@ -219,6 +226,11 @@ def _half(labels_B: NDArray[np.int8], random: np.random.Generator) -> NDArray[np
     return chosen_B
 
 
+def _splitting(stumps: Stumps) -> list[int]:
+    """Return the best latents in the order of their removal, of those that have more than one value."""
+    return [latent for latent in stumps.best(N_REMOVED + 1) if stumps.left_N[latent] > 0]
+
+
 def _score(
     latents: LatentBlocks,
     labels: Labels,
@@ -229,7 +241,7 @@ def _score(
     mode: str,
 ) -> FMS:
     """Classify samples by fitted stumps and a fitted tree, and put the accuracies together."""
-    roots = stumps.best(N_REMOVED + 1)
+    roots = _splitting(stumps)
     everything_B = np.arange(len(rows_B))
     correct_PB = np.empty((N_REMOVED + 1, len(rows_B)), bool)
     correct_PB[:] = labels.values_B == (2 * stumps.positive > stumps.total)  # where no latent is left

@@ -92,17 +92,18 @@ def _curves(
 
 
 def _sweep(table: pd.DataFrame, title: str) -> Figure:
-    """FMS@1 by block, guided and unguided SAEs apart; each point an SAE's mean over concepts."""
-    own = table[table["measure"] == "fms@1"]
-    per_sae = own.groupby(["guided", "block", "sae"])["value"].mean()
+    """FMS@1 by block, one line for SAEs whose names differ in the block alone; means over concepts and seeds."""
+    own = table[table["measure"] == "fms@1"].copy()
+    own["family"] = own["name"].str.replace(r"@B\d+$|-b\d+(?=-)", "", regex=True)
+    per_sae = own.groupby(["family", "block", "sae"])["value"].mean()
     figure = new_figure(6, 4.2)
     axes = figure.subplots()
-    for number, (guided, values) in enumerate(per_sae.groupby(level="guided")):
+    for number, (family, values) in enumerate(per_sae.groupby(level="family")):
         by_block = values.groupby(level="block")
         style = line_style(number)
         axes.errorbar(
             by_block.mean().index, by_block.mean(), yerr=by_block.std().fillna(0), capsize=2,
-            label="guided" if guided else "not guided", **style,
+            label=family, **style,
         )  # fmt: skip
     axes.set_xlabel("block")
     axes.set_ylabel("FMS@1, mean over concepts")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from utils.cli import Parser, positive_int
 from utils.errors import UserError
-from utils.evaluated import Evaluated, add_sae_arguments, choose_split, evaluated
+from utils.evaluated import Evaluated, add_sae_arguments, choose_split, evaluated, shared_texts
 from utils.fms import FEW_POSITIVES, FMS, MODES, N_REMOVED, fms, shuffled, why_not
 from utils.fms_figures import figures
 from utils.fms_samples import balanced_rows, encode_rows
@@ -26,6 +26,7 @@ from utils.models import default_device
 from utils.results import Results
 
 _log = logging.getLogger(__name__)
+_MOST_BYTES = 8 * 2**30  # of the latents of concepts that are scored side by side
 _MOST_DEPTHS = 64  # of a tree that are written to the table
 
 
@@ -73,7 +74,7 @@ def report(
         dataset: the data set's name.
         sampler: gives the samples of each concept.
         out: the name of the default folder.
-        more_settings: what else decides the samples.
+        more_settings: what else decides the samples; `samples` says what they are.
         live: the texts, where the sampler runs the language model on them and needs no activations.
 
     Returns:
@@ -91,12 +92,14 @@ def report(
         for subject in subjects:
             subject.split_name(split)
     settings = {"dataset": dataset, "split": split, "mode": args.mode, "seed": args.seed, "seeds": args.seeds}
-    results = Results(args.out or Path("results") / f"{out}-{split}-{args.mode}", "fms", settings | more_settings)
+    settings |= {"texts": None if live else shared_texts(subjects), "samples": "labels"} | more_settings
+    results = Results(args.out or Path("results") / f"{out}-{split}-{args.mode}", "fms", settings)
     for subject in subjects:
         results.piece(subject.label, subject.made_of, _Measurement(subject, split, sampler, args))
     table = pd.DataFrame([row for label in results.labels for row in _rows(results, label, settings)])
     asked_for = table[table["sae"].isin([subject.label for subject in subjects])]
-    title = ", ".join([f"{dataset} {split}", f"mode {args.mode}", *(f"{k} {v}" for k, v in more_settings.items())])
+    samples = [] if settings["samples"] == "labels" else [f"samples {settings['samples']}"]
+    title = ", ".join([f"{dataset} {split}", f"mode {args.mode}", *samples])
     versions = {name: version(name) for name in ("torch", "numpy", "numba")}
     drawn = figures(table, title)
     results.write(table, drawn, versions)
@@ -122,7 +125,8 @@ class _Measurement:
         settings = (self.args.mode, self.args.seed, self.args.seeds)
         work = (joblib.delayed(_score)(sample, *settings) for sample in samples)
         # Threads share the latents, and the compiled trees leave the interpreter free; samples are made when needed.
-        scored = joblib.Parallel(n_jobs=joblib.cpu_count(), prefer="threads", pre_dispatch="n_jobs")(work)
+        scored = joblib.Parallel(n_jobs=self._jobs(), prefer="threads", pre_dispatch="n_jobs")(work)
+        self.subject.loaded.sae.cpu()
         rows = [row for concept_rows in scored for row in concept_rows]
         if all(row["measure"] == "skipped" for row in rows):
             reasons = ", ".join(f"{row['concept']}: {row['note']}" for row in rows)
@@ -132,6 +136,15 @@ class _Measurement:
                 _log.warning("%s, %s: %s", self.subject.label, row["concept"], row["note"])
         about = {"name": self.subject.name, "block": self.subject.block, "guided": self.subject.loaded.is_guided}
         return [about | row for row in rows]
+
+    def _jobs(self) -> int:
+        """Return how many concepts are scored side by side: as many as have room, were each a token-level one."""
+        if self.subject.stored is None:
+            return int(joblib.cpu_count())
+        labels_BC = self.subject.cache.split(self.split).label_BC
+        most = max(2 * int(labels_BC.sum(axis=0, dtype=np.int64).max(initial=0)), 1)
+        size = 4 * min(most, len(labels_BC)) * self.subject.loaded.sae.config.n_latents
+        return max(1, min(int(joblib.cpu_count()), _MOST_BYTES // size))
 
 
 def _score(sample: Sample, mode: str, seed: int, n_seeds: int) -> list[dict[str, Any]]:

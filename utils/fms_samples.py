@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from utils.activation_cache import ActivationSplit
 from utils.cache_plan import length_sorted_batches
+from utils.errors import UserError
 from utils.extraction import Extractor
 from utils.sae import SAE
 from utils.tokens import TokenisedText
@@ -56,8 +57,14 @@ def pool_cached(sae: SAE, split: ActivationSplit) -> PooledTexts:
 
 
 def pool_texts(sae: SAE, extractor: Extractor, texts: list[TokenisedText]) -> PooledTexts:
-    """Run the language model on texts and pool their latents at once; no activations are stored."""
+    """Run the language model on texts and pool their latents at once; no activations are stored.
+
+    Raises:
+        UserError: no text with a token beside special ones.
+    """
     texts = [text for text in texts if text.n_rows > 0]
+    if not texts:
+        raise UserError("no text holds a token beside special ones")
     n_tokens_B = np.array([text.n_rows for text in texts])
     labels_BC = np.stack([text.labels_TC[text.keep_T].max(axis=0) for text in texts])
 

@@ -22,7 +22,9 @@ def show(table: pd.DataFrame, title: str) -> str:
     for sae, own in table.groupby("sae", sort=False):
         scored = own[own["measure"] != "skipped"]
         values = scored.pivot_table(index="concept", columns="measure", values="value", sort=False)
-        columns = values[[*HEADLINES[:-1], "root_0"]].round(3).astype({"root_0": int})
+        columns = (
+            values.reindex(columns=[*HEADLINES[:-1], "root_0"]).round(3).fillna({"root_0": -1}).astype({"root_0": int})
+        )
         bounds = values["fms@1_low"].map("{:.3f}".format) + " to " + values["fms@1_high"].map("{:.3f}".format)
         columns.insert(1, "95 % of fms@1", bounds)
         parts.append(f"{sae} ({title})\n{columns.to_string()}\n")

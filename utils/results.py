@@ -36,7 +36,8 @@ class Results:
             found = read_json_object(path, ("settings", "pieces"))
             if differs := differences(found["settings"], settings):
                 raise UserError(f"{folder} holds results of other settings ({differs}); choose another --out")
-            self._pieces = found["pieces"]
+            there = {label: made_of for label, made_of in found["pieces"].items() if self.path(label, made_of).exists()}
+            self._pieces = there
 
     def piece(self, label: str, made_of: dict[str, Any], compute: Callable[[], Rows]) -> None:
         """Add a piece to the table, computing it where it is not stored yet."""

@@ -51,6 +51,8 @@ class SentenceSampler:
             concepts = subject.cache.concepts
             pooled = pool_cached(subject.loaded.sae, subject.cache.split(split_name))
             texts = [] if self.sample_set != "extreme" else texts_of(subject.cache, self.data).splits[split_name]
+        if self.sample_set == "extreme" and len(concepts) > 1:
+            raise UserError("--samples extreme: scores are of one concept, but this data set has several")
         latents = LatentBlocks.of(pooled.means_BN)
         rows_B = extreme_rows(texts, pooled.text_ids_B) if self.sample_set == "extreme" else None
         for c, concept in enumerate(concepts):
@@ -76,8 +78,7 @@ def extreme_rows(texts: list[Text], text_ids_B: NDArray[np.int64]) -> NDArray[np
     Raises:
         UserError: texts without scores.
     """
-    scores = [texts[text_id].score for text_id in text_ids_B]
-    if any(score is None for score in scores):
+    score_B = np.array([texts[text_id].score for text_id in text_ids_B], np.float64)  # none is NaN, which is neither
+    if np.isnan(score_B).all():
         raise UserError("--samples extreme: these texts have no scores; only RTP and RTP_split have")
-    score_B = np.array(scores, np.float64)
     return np.flatnonzero((score_B >= EXTREME_HIGH) | (score_B <= EXTREME_LOW))
