@@ -1,9 +1,7 @@
 """Greedy completions of prompts under a sweep of steering strengths; several strengths share a batch."""
 
-import json
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from utils.errors import UserError
+from utils.json_lines import append_lines, read_lines
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,8 @@ class CompletionLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.completions: list[Completion] = []
-        if path.exists():
-            whole = 0
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    self.completions.append(Completion(**json.loads(line)))
-                except (json.JSONDecodeError, TypeError) as error:
-                    raise UserError(f"{path}: damaged ({error}); remove it, or mend line {len(self) + 1}") from None
-                whole += len(line)
-            os.truncate(path, whole)
+        names = [field.name for field in fields(Completion)]
+        self.completions = [Completion(**{name: line[name] for name in names}) for line in read_lines(path, names)]
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -119,11 +107,7 @@ class CompletionLog:
 
     def append(self, completions: Sequence[Completion]) -> None:
         """Write completions through to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(completion)) + "\n" for completion in completions)
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, [asdict(completion) for completion in completions])
         self.completions += completions
 
 

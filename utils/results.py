@@ -17,6 +17,11 @@ from matplotlib.figure import Figure
 Rows = list[dict[str, Any]]
 
 
+def readable(label: str) -> str:
+    """Return a label as the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "__", label).strip("_")
+
+
 class Results:
     """The folder of one experiment: `<name>.csv`, `<name>.json`, figures and `pieces/`.
 
@@ -39,19 +44,24 @@ class Results:
             there = {label: made_of for label, made_of in found["pieces"].items() if self.path(label, made_of).exists()}
             self._pieces = there
 
-    def piece(self, label: str, made_of: dict[str, Any], compute: Callable[[], Rows]) -> None:
-        """Add a piece to the table, computing it where it is not stored yet."""
+    def piece(
+        self,
+        label: str,
+        made_of: dict[str, Any],
+        compute: Callable[[], Rows],
+        retry: Callable[[Rows], bool] = lambda rows: False,
+    ) -> None:
+        """Add a piece to the table, computing it where it is not stored yet, or `retry` tells to do so again."""
         path = self.path(label, made_of)
-        if not path.exists():
+        if not path.exists() or retry(read_json_object(path, ("rows",))["rows"]):
             rows = compute()
             write_json(path, {"label": label, "made_of": made_of, "settings": self.settings, "rows": rows})
         self._pieces[label] = made_of
 
     def path(self, label: str, made_of: dict[str, Any]) -> Path:
         """Return where a piece lies, or will."""
-        readable = re.sub(r"[^A-Za-z0-9._-]+", "__", label)
         digest = sha256_json([label, made_of, self.settings])[:8]
-        return self.folder / "pieces" / f"{readable}-{digest}.json"
+        return self.folder / "pieces" / f"{readable(label)}-{digest}.json"
 
     def rows(self, label: str) -> Rows:
         """Return the rows of a label's latest piece."""

@@ -1,0 +1,79 @@
+"""Tables of completions on disk, one row per prompt and strength, and pairs of two of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.atomic import atomic_file, differences, read_json_object, write_json
+from utils.errors import UserError, first_line
+
+TEXTS = ("prompt", "completion")
+
+
+def write_completions(path: Path, table: pd.DataFrame, settings: dict[str, Any]) -> None:
+    """Write a table as CSV, and beside it as JSON the settings that decide which prompts it is of."""
+    write_json(path.with_suffix(".json"), {"settings": settings})
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def read_completions(path: Path) -> pd.DataFrame:
+    """Read a table; `prompt` and `completion` are texts as they were, all else are numbers, or NaN.
+
+    Raises:
+        UserError: no file, no CSV, or a column missing.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a table of completions ({first_line(error)})") from None
+    if lacking := [name for name in TEXTS if name not in table.columns]:
+        raise UserError(f"{path}: not a table of completions (no column {', '.join(lacking)})")
+    for name in table.columns.difference(list(TEXTS)):
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
+
+
+def paired(a: Path, b: Path, alphas: tuple[float, float]) -> pd.DataFrame:
+    """Return the completions of two tables side by side, prompt by prompt; columns end in `_a` and `_b`.
+
+    Args:
+        a: a table.
+        b: another, or the same.
+        alphas: the strengths that are taken of them; a table without the column `alpha` is taken as it is.
+
+    Raises:
+        UserError: a bad table; one that lacks the strength; tables of different prompts or settings.
+    """
+    settings = [_settings(path) for path in (a, b)]
+    if None not in settings and (differs := differences(*settings)):  # type: ignore[arg-type]
+        raise UserError(f"{a} and {b} were made with different settings ({differs}); they cannot be compared")
+    sides = [_of_strength(path, alpha) for path, alpha in zip((a, b), alphas, strict=True)]
+    if sorted(sides[0].index) != sorted(sides[1].index):
+        alone = len(sides[0].index.symmetric_difference(sides[1].index))
+        raise UserError(f"{a} and {b} are of different prompts ({alone} are in one only); they cannot be compared")
+    pairs = sides[0].merge(sides[1], left_index=True, right_index=True, suffixes=("_a", "_b"))
+    return pairs.reset_index(level="prompt")
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    beside = path.with_suffix(".json")
+    return read_json_object(beside, ("settings",))["settings"] if beside.exists() else None
+
+
+def _of_strength(path: Path, alpha: float) -> pd.DataFrame:
+    """Return the rows of one strength, by prompt; equal prompts are told apart by their order."""
+    table = read_completions(path)
+    if "alpha" in table.columns:
+        own = table[np.isclose(table["alpha"], alpha)]
+        if not len(own):
+            there = ", ".join(f"{value:g}" for value in sorted(table["alpha"].dropna().unique()))
+            raise UserError(f"{path}: no completions for alpha {alpha:g}; it has {there}; choose with --alpha")
+        table = own
+    if not len(table):
+        raise UserError(f"{path}: no completions")
+    return table.assign(again=table.groupby("prompt").cumcount()).set_index(["prompt", "again"])

@@ -1,0 +1,1 @@
+"""Language models as judges of completions, behind any endpoint that speaks OpenAI's chat interface."""

@@ -1,0 +1,101 @@
+"""Steering experiments: sweeps of several SAEs, tabled, drawn and shown. What eval/Steering_*.py share."""
+
+import argparse
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.cli import Parser, positive_int
+from utils.completion_view import write_completion_view
+from utils.completions import read_completions, write_completions
+from utils.errors import UserError
+from utils.evaluated import add_sae_arguments, choose_split, evaluated
+from utils.judges.options import add_judge_arguments, describe, judge_of
+from utils.labelled_text import LabelledText
+from utils.results import Results, readable
+from utils.steering import BETAS
+from utils.steering_sweep import Experiment, Sweep, steering_latents
+from utils.steering_tables import effect_figure, pareto_figure, show, transition_figure
+
+_PACKAGES = ("torch", "transformers", "alt-profanity-check", "presidio-analyzer", "scikit-learn", "openai", "pydantic")
+
+
+def add_arguments(parser: Parser, experiment: Experiment) -> None:
+    """Add the options that all steering scripts share."""
+    add_sae_arguments(parser, f"{experiment.name}-<split>")
+    parser.add_argument("--alphas", type=float, nargs="+", help="strengths, as shares of the activation's norm")
+    beta = "constant: alpha everywhere; active: where the latent is active; balanced: as far as it is (is not, upwards)"
+    parser.add_argument("--method", choices=BETAS, nargs="+", default=list(experiment.betas), help=beta)
+    parser.add_argument("--latents", type=int, nargs="+", help="steer by these, not by those of the concepts")
+    parser.add_argument("--max-texts", type=positive_int, help="at most so many prompts, chosen at random")
+    parser.add_argument("--max-new-tokens", type=positive_int, default=32, help="tokens that are written at most")
+    parser.add_argument("--rows", type=positive_int, default=64, help="of a batch; several strengths share one")
+    parser.add_argument("--source", type=Path, help="where the texts come from, as in create_dataset.py")
+    parser.add_argument("--model-path", help="local model folder")
+    closeness = "folder or hub name of an embedding model: closeness of completion and prompt is measured, too"
+    parser.add_argument("--embedding-model", help=closeness)
+    add_judge_arguments(parser)
+
+
+def report(args: argparse.Namespace, experiment: Experiment, data: LabelledText) -> tuple[pd.DataFrame, str]:
+    """Steer by every SAE of `args.sae`, score what is written, and write the results.
+
+    Args:
+        args: what `add_arguments` parsed; and `scorer`, what the effect is scored with.
+        experiment: see there.
+        data: the texts.
+
+    Returns:
+        The tidy table of the SAEs asked for, one row per SAE, method, strength and measure; and what to show.
+
+    Raises:
+        UserError: a bad reference, split, latent or strength; a model or a judge that cannot be reached.
+    """
+    alphas = sorted({float(alpha) for alpha in args.alphas or experiment.alphas} | {0.0})
+    if not np.isfinite(alphas).all():
+        raise UserError("--alphas: numbers are needed")
+    subjects = evaluated(args, data.name, live=True)
+    split = choose_split(args.split, data.splits, data.name)
+    settings = {
+        "dataset": data.name,
+        "texts_sha256": data.fingerprint(),
+        "split": split,
+        "max_texts": args.max_texts,
+        "max_new_tokens": args.max_new_tokens,
+        "cut": experiment.cut,
+        "seed": args.seed,
+    }
+    results = Results(args.out or Path("results") / f"{experiment.name}-{split}", "steering", settings)
+    judge = judge_of(args, results.folder / "scores")
+    tables: dict[str, pd.DataFrame] = {}
+    for subject in subjects:
+        latents = steering_latents(subject, args, experiment)
+        work = Sweep(subject, args, experiment, data, split, alphas, results, judge, latents)
+        for beta in dict.fromkeys(args.method):
+            label = f"{subject.label} ({beta})"
+            results.piece(label, work.made_of(beta), partial(work.run, label, beta), retry=_lacks_grades)
+            tables[label] = read_completions(work.completions_path(label, beta))
+            write_completions(results.folder / "completions" / f"{readable(label)}.csv", tables[label], settings)
+    table = pd.DataFrame([{"label": label} | row for label in results.labels for row in results.rows(label)])
+    own = table[table["label"].isin(tables)]
+    title = f"{data.name} {split}"
+    figures = {
+        "effect": effect_figure(own, experiment.effect, title),
+        "pareto": pareto_figure(own, experiment.effect, title),
+    }
+    if own["measure"].str.startswith("next_").any():
+        figures["transitions"] = transition_figure(own, f"{title}: how likely the next sentence is")
+    results.write(table, figures, {name: version(name) for name in _PACKAGES})
+    write_completion_view(results.folder / "completions.html", title, tables, experiment.effect, experiment.scorer)
+    judged = f"\n{describe(judge)}" if judge is not None else ""
+    files = ["steering.csv", "steering.json", "completions.html", "completions/", *(f"{name}.png" for name in figures)]
+    return own, f"{show(own, experiment.effect)}{judged}\nresults: {results.folder}/ ({', '.join(files)})"
+
+
+def _lacks_grades(rows: list[dict[str, Any]]) -> bool:
+    """Tell whether a call may still bring what a judge, or a scorer on the net, left out."""
+    return any(row["missing"] > 0 and row["measure"].startswith("judge_") for row in rows)

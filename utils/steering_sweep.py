@@ -1,0 +1,200 @@
+"""One SAE in a steering experiment: prompts, completions over a sweep, their scores and grades."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.activation_cache import ActivationCache
+from utils.activation_store import cache_name
+from utils.cache_plan import choose_texts
+from utils.completions import write_completions
+from utils.concept_latents import concept_latents
+from utils.errors import UserError
+from utils.evaluated import Evaluated
+from utils.generation import Completion, CompletionLog, Prompt, Steering, sweep
+from utils.judges.grading import grade
+from utils.judges.judge import Judge
+from utils.labelled_text import LabelledText
+from utils.models import default_device, find_model
+from utils.results import Results
+from utils.sae_loading import get_model
+from utils.scorers.base import EffectScorer, Scored, Scorer, score_cached
+from utils.scorers.closeness import Closeness
+from utils.scorers.fluency import Fluency
+from utils.steering_tables import summarise
+from utils.style_transitions import transition_perplexities, transitions
+from utils.tokens import special_token_ids
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What makes the experiments differ.
+
+    Attributes:
+        name: of the folder, such as `Steering_SP`.
+        alphas: the sweep, where none is given.
+        betas: likewise.
+        tokens: whether the concepts are those of tokens (all their latents steer), or of texts.
+        effect: the measure that steering is to change.
+        cut: tokens that are taken from the end of a text, to be written anew.
+        scorer: makes the scorer of the effect; fluency comes beside it.
+        grades: of the judge, where there is one, see `utils.judges.grading.GRADES`.
+        styles: names of the two styles of sentences, where the likelihood of the next one is measured.
+        transition_alphas: the strengths for that.
+    """
+
+    name: str
+    alphas: tuple[float, ...]
+    betas: tuple[str, ...]
+    tokens: bool
+    effect: str
+    cut: int
+    scorer: Callable[[], EffectScorer]
+    grades: tuple[str, ...]
+    styles: tuple[str, str] | None = None
+    transition_alphas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Steers by the latents of one SAE, scores, and gives tidy rows (alpha, measure, value, low, high, n, missing)."""
+
+    subject: Evaluated
+    args: argparse.Namespace
+    experiment: Experiment
+    data: LabelledText
+    split: str
+    alphas: list[float]
+    results: Results
+    judge: Judge | None
+    latents: tuple[int, ...]
+
+    def made_of(self, beta: str) -> dict[str, Any]:
+        """Return what decides the rows."""
+        made_of = self.subject.made_of | {"latents": list(self.latents), "beta": beta}
+        made_of |= {"scorer": self.args.scorer, "embedding": self.args.embedding_model}
+        if self.judge is not None:
+            made_of["judge"] = [self.judge.settings.url, self.judge.settings.model]
+        return made_of | {"alphas": self.alphas, "transitions": getattr(self.args, "transitions", 0)}
+
+    def completions_path(self, label: str, beta: str) -> Path:
+        """Return where the table of completions lies, or will."""
+        return self.results.path(label, self.made_of(beta)).with_suffix(".completions.csv")
+
+    def run(self, label: str, beta: str) -> list[dict[str, Any]]:
+        """Complete, score and sum up; what was completed or scored before is not done again."""
+        model, tokenizer = get_model(
+            self.subject.model,
+            str(self.subject.loaded.origin["ref"]),
+            model_path=self.args.model_path,
+            block=self.subject.block,
+            site=self.subject.site,
+        )
+        model.to(default_device())
+        prompts = make_prompts(
+            self.data, self.split, tokenizer, self.args.max_texts, self.args.seed, self.experiment.cut
+        )
+        steering = Steering(self.latents, beta)
+        log = CompletionLog(self._log_path(label, beta, "completions"))
+        completions = sweep(
+            model, tokenizer, prompts, self.alphas, steering,
+            log=log, max_new_tokens=self.args.max_new_tokens, rows=self.args.rows,
+        )  # fmt: skip
+        table = self._scored(completions, {prompt.id: prompt.text for prompt in prompts}, model, tokenizer)
+        write_completions(self.completions_path(label, beta), table, self.results.settings)
+        rows = summarise(table, self.args.seed) + self._transitions(label, steering, model, tokenizer)
+        about = {"name": self.subject.name, "guided": self.subject.loaded.is_guided, "method": beta}
+        return [about | row for row in rows]
+
+    def _log_path(self, label: str, beta: str, what: str) -> Path:
+        """What was made at other strengths is of use, too: the file does not depend on them, nor on scorers."""
+        made_of = self.subject.made_of | {"latents": list(self.latents), "beta": beta}
+        return self.results.path(label, made_of).with_suffix(f".{what}.jsonl")
+
+    def _scored(
+        self, completions: list[Completion], prompts: dict[int, str], model: Any, tokenizer: Any
+    ) -> pd.DataFrame:
+        texts = [Scored(prompts[completion.prompt_id], completion.text) for completion in completions]
+        columns = {
+            "prompt_id": [completion.prompt_id for completion in completions],
+            "alpha": [completion.alpha for completion in completions],
+            "prompt": [text.prompt for text in texts],
+            "completion": [text.text for text in texts],
+            "n_tokens": [completion.n_tokens for completion in completions],
+            "empty": [float(not text.text.strip()) for text in texts],
+        }
+        revision = find_model(self.subject.model, self.args.model_path).revision
+        scorers: list[Scorer] = [self.experiment.scorer(), Fluency(model, tokenizer, revision)]
+        if self.args.embedding_model:
+            scorers.append(Closeness.load(self.args.embedding_model))
+        scores = [score_cached(scorer, texts, self.results.folder / "scores") for scorer in scorers]
+        if self.judge is not None:
+            scores += [grade(self.judge, name, texts) for name in self.experiment.grades]
+        return pd.concat([pd.DataFrame(columns), *map(pd.DataFrame, scores)], axis=1)
+
+    def _transitions(self, label: str, steering: Steering, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+        if self.experiment.styles is None or not self.args.transitions:
+            return []
+        chosen = transitions(
+            self.data.splits[self.split], self.experiment.styles, self.args.transitions, self.args.seed
+        )
+        path = self._log_path(label, steering.beta, "transitions")
+        rows = transition_perplexities(model, tokenizer, chosen, self.experiment.transition_alphas, steering, path)
+        table = pd.DataFrame(rows).pivot_table(index=["alpha", "pair"], columns="name", values="value").reset_index()
+        return summarise(table.rename(columns={"pair": "prompt_id"}), self.args.seed)
+
+
+def steering_latents(subject: Evaluated, args: argparse.Namespace, experiment: Experiment) -> tuple[int, ...]:
+    """Return the latents of the concepts: those asked for, those tied to the concepts of a guided SAE, else the roots.
+
+    Raises:
+        UserError: a latent out of range; an SAE that was not guided, of which no activations are there to choose on.
+    """
+    origin, n_latents = subject.loaded.origin, subject.loaded.sae.config.n_latents
+    if args.latents:
+        for latent in args.latents:
+            if not 0 <= latent < n_latents:
+                raise UserError(f"--latents {latent}: {subject.label} has latents 0 to {n_latents - 1}")
+        return tuple(dict.fromkeys(args.latents))
+    if subject.loaded.is_guided and origin.get("concepts"):
+        return tuple(range(len(origin["concepts"])))
+    if "dataset" not in origin:
+        raise UserError(f"{subject.label}: does not tell its concepts' latents; give --latents")
+    folder = args.data / cache_name(subject.model, origin["dataset"], subject.block, subject.site)
+    cached = Evaluated(
+        subject.label, subject.loaded, subject.model, subject.block, subject.site, ActivationCache(folder)
+    )
+    split = "train" if "train" in cached.cache.manifest["splits"] else cached.split_name(None)
+    found = concept_latents(cached, split, tokens=experiment.tokens, seed=args.seed)
+    latents = tuple(dict.fromkeys(int(latent) for latent in found if latent >= 0))
+    if not latents:
+        raise UserError(f"{subject.label}: no latent tells any concept apart; give --latents")
+    return latents
+
+
+def make_prompts(
+    data: LabelledText, split: str, tokenizer: Any, max_texts: int | None, seed: int, cut: int
+) -> list[Prompt]:
+    """Return the texts of a split as prompts, without their last `cut` tokens; those with nothing left are left out.
+
+    A special token that a tokenizer puts at the end is no part of a prompt.
+
+    Raises:
+        UserError: no prompt is left.
+    """
+    special = set(special_token_ids(tokenizer))
+    prompts = []
+    for text_id in choose_texts(len(data.splits[split]), max_texts, seed):
+        ids = tokenizer(data.splits[split][text_id].text, verbose=False)["input_ids"]
+        while ids and ids[-1] in special:
+            ids = ids[:-1]
+        ids = ids[: len(ids) - cut]
+        if any(token not in special for token in ids):
+            prompts.append(Prompt(text_id, ids, tokenizer.decode(ids, skip_special_tokens=True)))
+    if not prompts:
+        raise UserError(f"{data.name}, split {split!r}: no text is longer than the {cut} tokens that are cut off")
+    return prompts
