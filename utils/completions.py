@@ -1,5 +1,6 @@
 """Tables of completions on disk, one row per prompt and strength, and pairs of two of them."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def write_completions(path: Path, table: pd.DataFrame, settings: dict[str, Any])
     """Write a table as CSV, and beside it as JSON the settings that decide which prompts it is of."""
     write_json(path.with_suffix(".json"), {"settings": settings})
     with atomic_file(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def read_completions(path: Path) -> pd.DataFrame:
