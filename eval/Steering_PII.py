@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     )
     add_arguments(parser, experiment)
     args = parser.parse_args(argv)
-    scorer = pii_scorer(args.scorer)
+    scorer = pii_scorer(args.scorer, args.model_path)
     data = ensure_text(args.dataset, args.data / "text", args.source, args.seed, any_seed=True)
     table, text = report(args, experiment, data)
     print(text)

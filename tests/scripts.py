@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from create_data import act_dataset
+from train import train_SAE
 from utils import cli
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,43 @@ def write_config(work, **changes):
     path = work / "tiny.json"
     path.write_text(json.dumps({key: value for key, value in (CONFIG | changes).items() if value is not None}))
     return path
+
+
+@pytest.fixture
+def trained(cached, capsys):
+    """A vanilla and a guided SAE on sentences."""
+    for scaling in (0, 1):
+        assert outcome(capsys, train_SAE.main, write_config(cached), "--cond-loss-scaling", scaling)[0] == 0
+    return cached
+
+
+@pytest.fixture
+def tokens(work, tiny_llama, two_concepts, capsys):
+    """A vanilla and a guided SAE on tokens of two concepts, with one text that holds markup."""
+    text = two_concepts.splits["test"][0]
+    two_concepts.splits["test"][0] = type(text)(text.text + " <script>alert(1)</script>", text.spans)
+    two_concepts.save(work / "datasets_v2/text/toy")
+    assert outcome(capsys, act_dataset.main, "toy", 1, "tiny", "block", "--model-path", tiny_llama.folder)[0] == 0
+    config = write_config(work, ds_path="datasets_v2/tiny-toy-B01-block")
+    for scaling in (0, 1):
+        assert outcome(capsys, train_SAE.main, config, "--cond-loss-scaling", scaling)[0] == 0
+    return work
+
+
+@pytest.fixture
+def toxic(work, tiny_llama, capsys):
+    """Activations of texts with scores, and an SAE on them."""
+    scores = [0.9, 0.01, 0.8, 0.02, 0.6, 0.3, 0.95, 0.0, 0.85, 0.04] * 4
+    records = [
+        {"prompt": {"text": f"You are {word} {i} ", "toxicity": s}, "continuation": {"text": "night", "toxicity": s}}
+        for i, s in enumerate(scores)
+        for word in [("false" if s >= 0.5 else "sweet")]
+    ]
+    (work / "rtp.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    argv = ["RTP", 1, "tiny", "block", "--source", "rtp.jsonl", "--model-path", tiny_llama.folder]
+    assert outcome(capsys, act_dataset.main, *argv)[0] == 0
+    assert outcome(capsys, train_SAE.main, write_config(work, ds_path="datasets_v2/tiny-RTP-B01-block"))[0] == 0
+    return work
 
 
 def assert_one_line(code, printed, message):

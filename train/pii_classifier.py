@@ -11,6 +11,7 @@ from utils.activation_store import cache_name
 from utils.cli import Parser, positive_int, run, seed
 from utils.errors import UserError
 from utils.labelled_text import Text
+from utils.models import find_model
 from utils.scorers.base import Scored
 from utils.scorers.pii import pii_scorer
 from utils.scorers.pii_probe import train_pii_probe
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     parser.add_argument("--source", type=Path, help="where the texts come from, as in create_dataset.py")
     parser.add_argument("--data", type=Path, default=Path("datasets_v2"), help="folder with texts and activations")
     parser.add_argument("--model", default="smollm2", help="of the activations")
+    parser.add_argument("--model-path", help="local model folder")
     parser.add_argument("--block", type=int, default=15, help="of the activations")
     parser.add_argument("--most-tokens", type=positive_int, default=30_000, help="that the probe is trained on")
     parser.add_argument("--base", help="folder or hub name of an encoder to fine-tune instead")
@@ -49,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
         how = FineTuning(epochs=args.epochs, lr=args.lr, seed=args.seed)
         fine_tune_tokens(args.base, data.splits["train"], how, args.out)
     else:
+        find_model(args.model, args.model_path)  # it will be needed
         cache = ActivationCache(args.data / cache_name(args.model, args.dataset, args.block, "block"))
         train_pii_probe(cache, cache.split("train"), args.most_tokens, args.seed, args.out)
-    finder = pii_scorer(str(args.out)).finder
+    finder = pii_scorer(str(args.out), args.model_path).finder
     scores = {}
     for split in (name for name in EVALUATION_SPLITS if name in data.splits):
         texts = data.splits[split][: args.max_texts]

@@ -73,7 +73,7 @@ def report(args: argparse.Namespace, experiment: Experiment, data: LabelledText)
     judge = judge_of(args, results.folder / "scores")
     tables: dict[str, pd.DataFrame] = {}
     for subject in subjects:
-        latents = steering_latents(subject, args, experiment)
+        latents = steering_latents(subject, args, experiment, data.concepts)
         work = Sweep(subject, args, experiment, data, split, alphas, results, judge, latents)
         for beta in dict.fromkeys(args.method):
             label = f"{subject.label} ({beta})"

@@ -148,11 +148,14 @@ class Sweep:
         return summarise(table.rename(columns={"pair": "prompt_id"}), self.args.seed)
 
 
-def steering_latents(subject: Evaluated, args: argparse.Namespace, experiment: Experiment) -> tuple[int, ...]:
-    """Return the latents of the concepts: those asked for, those tied to the concepts of a guided SAE, else the roots.
+def steering_latents(
+    subject: Evaluated, args: argparse.Namespace, experiment: Experiment, concepts: list[str]
+) -> tuple[int, ...]:
+    """Return the latents to steer by: those asked for, those tied to the concepts of a guided SAE, else the roots.
 
     Raises:
-        UserError: a latent out of range; an SAE that was not guided, of which no activations are there to choose on.
+        UserError: a latent out of range; an SAE that was guided by other concepts, or not guided, of which no
+            activations are there to choose on.
     """
     origin, n_latents = subject.loaded.origin, subject.loaded.sae.config.n_latents
     if args.latents:
@@ -161,7 +164,10 @@ def steering_latents(subject: Evaluated, args: argparse.Namespace, experiment: E
                 raise UserError(f"--latents {latent}: {subject.label} has latents 0 to {n_latents - 1}")
         return tuple(dict.fromkeys(args.latents))
     if subject.loaded.is_guided and origin.get("concepts"):
-        return tuple(range(len(origin["concepts"])))
+        tied = [c for c, concept in enumerate(origin["concepts"]) if concept in concepts]
+        if not tied:
+            raise UserError(f"{subject.label}: guided by {', '.join(origin['concepts'])}, not by {', '.join(concepts)}")
+        return tuple(tied)
     if "dataset" not in origin:
         raise UserError(f"{subject.label}: does not tell its concepts' latents; give --latents")
     folder = args.data / cache_name(subject.model, origin["dataset"], subject.block, subject.site)
@@ -170,7 +176,8 @@ def steering_latents(subject: Evaluated, args: argparse.Namespace, experiment: E
     )
     split = "train" if "train" in cached.cache.manifest["splits"] else cached.split_name(None)
     found = concept_latents(cached, split, tokens=experiment.tokens, seed=args.seed)
-    latents = tuple(dict.fromkeys(int(latent) for latent in found if latent >= 0))
+    own = [int(latent) for latent, concept in zip(found, cached.cache.concepts, strict=True) if concept in concepts]
+    latents = tuple(dict.fromkeys(latent for latent in own if latent >= 0))
     if not latents:
         raise UserError(f"{subject.label}: no latent tells any concept apart; give --latents")
     return latents

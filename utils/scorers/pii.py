@@ -71,8 +71,8 @@ class PIICount:
         return [(span.start, span.end) for span in _clean(text, found)]
 
 
-def pii_scorer(name: str) -> PIICount:
-    """Return the scorer of a name: `presidio`, or a folder of train/pii_classifier.py.
+def pii_scorer(name: str, model_path: str | None = None) -> PIICount:
+    """Return the scorer of a name: `presidio`, or a folder of train/pii_classifier.py, whose model may lie elsewhere.
 
     Raises:
         UserError: no classifier there.
@@ -81,7 +81,7 @@ def pii_scorer(name: str) -> PIICount:
         return PIICount(PresidioFinder())
     folder = Path(name)
     if (folder / pii_probe.FILE).is_file():
-        return PIICount(pii_probe.PIIProbe.load(folder))
+        return PIICount(pii_probe.PIIProbe.load(folder, model_path))
     if (folder / "config.json").is_file():
         return PIICount(TokenTagger.load(name))
     raise UserError(f"--scorer {name}: no classifier there; train one with train/pii_classifier.py, or use presidio")

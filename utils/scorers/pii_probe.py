@@ -62,8 +62,8 @@ class PIIProbe:
     fingerprint: str
 
     @classmethod
-    def load(cls, folder: Path) -> "PIIProbe":
-        """Load a probe, and the language model it reads the activations of.
+    def load(cls, folder: Path, model_path: str | None = None) -> "PIIProbe":
+        """Load a probe, and the language model it reads the activations of (from `model_path`, where given).
 
         Raises:
             UserError: no probe there, or other weights of the model than it was trained on.
@@ -73,7 +73,7 @@ class PIIProbe:
             probe = skops.io.load(folder / FILE)
         except Exception as error:
             raise UserError(f"{folder / FILE}: not a probe ({first_line(error)})") from None
-        source = find_model(about["model"])
+        source = find_model(about["model"], model_path)
         if source.revision != about["revision"]:
             raise UserError(f"{source.folder}: other weights than {folder} was trained on")
         extractor = Extractor.load(source, about["block"], about["site"])
