@@ -83,7 +83,7 @@ def test_a_judge_grades_and_is_asked_again_only_for_what_is_missing(sp, trained,
         "is_fluent": True, "is_coherent": True, "is_repeating": False, "style_change": 1, "shakespearean": "B",
         "prompt_shakespearean": "F", "is_in_harmony": True,
     }  # fmt: skip
-    asked_before = []
+    asked_before: list[str] = []
 
     def answer(question):
         if len(server.asked) == 4 and not asked_before:
