@@ -54,4 +54,6 @@ bench: install
 	.venv/bin/python benchmarks/demo_cost.py
 	.venv/bin/python benchmarks/caching.py
 	.venv/bin/python benchmarks/training.py
+	.venv/bin/python benchmarks/fms.py
+	.venv/bin/python benchmarks/steering.py
 	.venv/bin/python benchmarks/guided_vs_vanilla.py PII_synth

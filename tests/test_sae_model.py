@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from gemma2_SAE import Gemma2_SAE
 from llama3_SAE import LLama3_SAE
 from utils.errors import UserError
-from utils.hooks import SITES, site_module
+from utils.hooks import SITES, output_tensor, site_module
 from utils.sae import SAE, SAEConfig
 
 TEXTS = ["Why do you cry at night ?", "Thou art"]
@@ -154,6 +154,34 @@ def test_steering_equals_the_formula(model, unpadded, beta):
             expected_BTD += alpha * weight[beta] * scale * column_D
     with model.steer(alphas, beta=beta):
         torch.testing.assert_close(next_block_input(model, unpadded), expected_BTD, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", ["constant", "active", "balanced"])
+def test_padding_and_kept_keys_change_nothing_of_steering(tiny_llama, sae, beta):
+    """A left-padded batch, token by token with kept keys and values, against each text alone and at once; float64."""
+    model = LLama3_SAE.attach(tiny_llama.folder, sae, 0).double()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama.folder, padding_side="left")
+    encoded = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    ids_BT, mask_BT = encoded["input_ids"], encoded["attention_mask"]
+    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    seen, prefilled = [], 3
+    handle = site_module(model, 1, "block").register_forward_hook(
+        lambda _m, _args, out: seen.append(output_tensor(out))
+    )
+    with torch.no_grad(), model.steer({5: [0.8, -1.2], 9: 0.5}, beta=beta):
+        cache = None
+        for start, end in [(0, prefilled), *((t, t + 1) for t in range(prefilled, ids_BT.shape[1]))]:
+            own = {"input_ids": ids_BT[:, start:end], "position_ids": positions_BT[:, start:end]}
+            cache = model(**own, attention_mask=mask_BT[:, :end], past_key_values=cache, use_cache=True).past_key_values
+    stepwise_BTD = torch.cat(seen, dim=1)
+    for row, (text, alpha) in enumerate(zip(TEXTS, (0.8, -1.2), strict=True)):
+        seen.clear()
+        with torch.no_grad(), model.steer({5: alpha, 9: 0.5}, beta=beta):
+            model(**tokenizer(text, return_tensors="pt"), use_cache=False)
+        n_padding = int((mask_BT[row] == 0).sum())
+        torch.testing.assert_close(stepwise_BTD[row, n_padding:], seen[0][0], rtol=1e-10, atol=1e-10)
+    handle.remove()
+    assert int((mask_BT == 0).sum()) > 0
 
 
 def test_steering_by_nothing_changes_nothing(model, stock, inputs):
