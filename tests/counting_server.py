@@ -72,7 +72,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def counting_server(answer):
-    server = CountingServer(answer)
+    with serving(CountingServer(answer)) as server:
+        yield server
+
+
+@contextmanager
+def serving(server):
+    """Let a server answer in a thread of its own, and stop it."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from determined.common.api import bindings
 
+from tests.counting_server import serving
+
 
 class Master:
     """What a trial has told, and what it is to be told.
@@ -99,11 +101,6 @@ def running_master() -> Iterator[Master]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     master.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield master
-    finally:
-        server.shutdown()
-        thread.join()
     assert not errors, errors

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def processes(monkeypatch, trained):
     monkeypatch.setenv(KEY, "k")
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.steering_process"]
-    process = subprocess.Popen(
+    process: Any = subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     yield process
@@ -91,7 +92,7 @@ def test_killed_while_judging_no_call_is_repeated(processes, trained, tiny_llama
     assert outcome(capsys, Steering_SP.main, *argv(tiny_llama, "made"))[0] == 0
     table = trained / "made/completions/ckpt__tiny_s1__constant.csv"
     verdict = json.dumps({"reason": "", "result": "draw"})
-    held = []
+    held: list[str] = []
 
     def answer(question):
         if len(server.asked) > 6 and not held:
