@@ -1,4 +1,7 @@
-"""A server on 127.0.0.1 that speaks OpenAI's chat interface, counts questions, and fails in every way servers do."""
+"""A server on 127.0.0.1 that speaks OpenAI's chat interface, counts questions, and fails in every way servers do.
+
+Questions in the form of the Perspective API are taken, too.
+"""
 
 import json
 import threading
@@ -31,7 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][0]["content"]
+        question = body["messages"][0]["content"] if "messages" in body else body["comment"]["text"]
         with self.server.lock:
             self.server.asked[question] += 1
             self.server.keys.add(self.headers["Authorization"])
