@@ -1,0 +1,146 @@
+"""The claim: a guided SAE's latent steers further at the same quality than a vanilla SAE's best one.
+
+Runs the steering experiment of a data set for both SAEs, by the scripts users run, and prints the README's tables: what
+equal effect costs in quality, and what equal quality gives in effect. Goes on where an earlier run stopped.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from create_data import act_dataset
+from eval import Steering_PII, Steering_RTP, Steering_SP
+from train import sp_classifier, train_SAE
+from utils.cli import Parser, positive_int, run
+from utils.steering_tables import at_equal
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = """\
+examples:
+  python benchmarks/steered_quality.py PII_synth
+  python benchmarks/steered_quality.py SP --source FOLDER
+  python benchmarks/steered_quality.py RTP --source rtp.jsonl
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One experiment.
+
+    Attributes:
+        script: its `main`.
+        cached: texts of the activations that the SAEs are trained on.
+        alphas: the sweep; the paper's, but finer where the language is still whole.
+        effect: the measure.
+        steps: by how much it is to change.
+        arguments: beside.
+    """
+
+    script: Callable[[Sequence[str]], pd.DataFrame]
+    cached: int
+    alphas: tuple[float, ...]
+    effect: str
+    steps: tuple[float, ...]
+    arguments: tuple[str, ...] = ()
+
+
+SETTINGS = {
+    "SP": Setting(
+        Steering_SP.main, 4000, tuple(np.linspace(-0.6, 0.6, 13).round(3)), "style", (0.1, 0.2, -0.1, -0.2)
+    ),
+    "RTP": Setting(
+        Steering_RTP.main, 4000, tuple(np.linspace(-1, 1, 11).round(3)), "toxicity", (0.1, 0.2, -0.02, -0.05),
+        ("--dataset", "RTP_split"),
+    ),
+    "PII_synth": Setting(
+        Steering_PII.main, 1000, tuple(np.linspace(-3, 0, 7).round(3)), "pii_clean", (-0.2, -0.4)
+    ),
+}  # fmt: skip
+NATS = (0.1, 0.3)
+QUALITIES = ("log_perplexity", "repetition", "distinct_2")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, do the work and print Markdown tables."""
+    parser = Parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("dataset", metavar="DATASET", choices=SETTINGS, help="SP, RTP or PII_synth")
+    parser.add_argument("--source", help="where the texts come from, as in create_dataset.py")
+    parser.add_argument("--max-texts", type=positive_int, default=100, help="prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the SAEs")
+    args = parser.parse_args(argv)
+    start, setting = time.perf_counter(), SETTINGS[args.dataset]
+    source = ["--source", args.source] if args.source else []
+    act_dataset.main([args.dataset, "15", "smollm2", "block", "--max-texts", str(setting.cached), *source])
+    config = ROOT / "llama3_SAE" / "SAE_config" / f"smollm2-l1728-b15-k144-{args.dataset}.json"
+    out, saes = f"ckpt/seed{args.seed}", []
+    for scaling in ("0", "1"):
+        train_SAE.main([str(config), "--cond-loss-scaling", scaling, "--seed", str(args.seed), "--out", out])
+        saes += ["--sae", f"{out}/{config.stem}_s{scaling}"]
+    if args.dataset == "SP":
+        sp_classifier.main(source)
+    alphas = ["--alphas", *(f"{alpha:g}" for alpha in setting.alphas), "--max-texts", str(args.max_texts)]
+    table = setting.script([*saes, *alphas, *setting.arguments, *source])
+    print(f"\n{equal_effect(table, setting)}\n\n{equal_quality(table, setting)}\n")
+    print(f"{args.max_texts} prompts; {time.perf_counter() - start:.0f} s")
+
+
+def equal_effect(table: pd.DataFrame, setting: Setting) -> str:
+    """Return what each SAE needs for the same effect: strength, and quality there."""
+    plain = _plain(table)
+    header = ["effect", "SAE", "alpha", *QUALITIES]
+    rows = [
+        [f"{setting.effect} {plain[setting.effect]:.3f}", "unsteered", "0", *(f"{plain[q]:.3f}" for q in QUALITIES)]
+    ]
+    for step in setting.steps:
+        given = plain[setting.effect] + step
+        found = {q: at_equal(table, setting.effect, q, given).set_index("label") for q in QUALITIES}
+        for label in found[QUALITIES[0]].index:
+            alpha = found[QUALITIES[0]].loc[label, "alpha"]
+            values = [found[q].loc[label, q] for q in QUALITIES]
+            rows.append([f"{setting.effect} {given:.3f}", _name(table, label), *map(_shown, [alpha, *values])])
+    return _markdown(header, rows)
+
+
+def equal_quality(table: pd.DataFrame, setting: Setting) -> str:
+    """Return what each SAE reaches on either side before the perplexity has risen by so much."""
+    plain = _plain(table)
+    rows = []
+    for nats in NATS:
+        for sign, side in ((1, "up"), (-1, "down")):
+            own = table[table["alpha"] * sign >= 0]
+            if own["alpha"].abs().max() == 0:
+                continue
+            given = plain["log_perplexity"] + nats
+            found = at_equal(own, "log_perplexity", setting.effect, given).set_index("label")
+            rows += [
+                [f"+{nats:g} nats, {side}", _name(table, label), _shown(row["alpha"]), _shown(row[setting.effect])]
+                for label, row in found.iterrows()
+            ]
+    return _markdown(["log-perplexity", "SAE", "alpha", setting.effect], rows)
+
+
+def _plain(table: pd.DataFrame) -> dict[str, float]:
+    return dict(table[table["alpha"] == 0].drop_duplicates("measure").set_index("measure")["value"])
+
+
+def _name(table: pd.DataFrame, label: Any) -> str:
+    row = table[table["label"] == label].iloc[0]
+    return f"{'guided' if row['guided'] else 'vanilla'}, {row['method']}"
+
+
+def _shown(value: float) -> str:
+    return "not reached" if np.isnan(value) else f"{value:.3f}"
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    run(main)
