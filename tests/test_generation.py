@@ -102,5 +102,5 @@ def test_a_damaged_log_names_its_line(tmp_path):
     path = tmp_path / "c.jsonl"
     CompletionLog(path).append([Completion(0, 0.5, "x", 1)])
     path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(UserError, match="mend line 2"):
+    with pytest.raises(UserError, match="line 2 is damaged"):
         CompletionLog(path)

@@ -98,7 +98,7 @@ def report(
         results.piece(subject.label, subject.made_of, _Measurement(subject, split, sampler, args))
     table = pd.DataFrame([row for label in results.labels for row in _rows(results, label, settings)])
     asked_for = table[table["sae"].isin([subject.label for subject in subjects])]
-    samples = [] if settings["samples"] == "labels" else [f"samples {settings['samples']}"]
+    samples = [] if settings["samples"] in ("labels", "tokens") else [f"samples {settings['samples']}"]
     title = ", ".join([f"{dataset} {split}", f"mode {args.mode}", *samples])
     versions = {name: version(name) for name in ("torch", "numpy", "numba")}
     drawn = figures(table, title)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from utils.scorers.base import Scored, Scores
 
-_ROWS = 8
+_ROWS = 16
 
 
 class Fluency:
@@ -72,7 +72,8 @@ def _of_batch(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[float
     ids_BT = torch.tensor([prompt + ids + [0] * n for (prompt, ids), n in zip(rows, padding, strict=True)])
     mask_BT = torch.tensor([[1] * (longest - n) + [0] * n for n in padding])
     logits_BTV = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).logits[:, :-1].float()
-    nll_BT = F.cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:].to(logits_BTV.device), reduction="none")
+    next_BT = ids_BT[:, 1:].to(logits_BTV.device)
+    nll_BT = F.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten(), reduction="none").view(next_BT.shape)
     values: list[float | None] = []
     for nll_T, (prompt, ids) in zip(nll_BT, rows, strict=True):
         first, last = max(len(prompt), 1), len(prompt) + len(ids)  # nothing predicts the very first token
