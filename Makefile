@@ -35,7 +35,10 @@ demo: install
 test: install
 	.venv/bin/python -m pytest -n auto
 
+# With `transformers serve`, which plays the judge.
 test-slow: install
+	env -u VIRTUAL_ENV -u CONDA_PREFIX -u CONDA_DEFAULT_ENV \
+		POETRY_PYPI_MIRROR_URL="$(PIP_INDEX)" $(POETRY) install --no-interaction --with serving
 	.venv/bin/python -m pytest -m slow
 
 # Against the libraries whose formats are read and written, and on Determined; brings the optional groups.
