@@ -107,21 +107,26 @@ def equal_effect(table: pd.DataFrame, setting: Setting) -> str:
 
 
 def equal_quality(table: pd.DataFrame, setting: Setting) -> str:
-    """Return what each SAE reaches on either side before the perplexity has risen by so much."""
+    """Return how far each SAE goes on either side while the language stays as good.
+
+    That is, as far from 0 as at every strength up to there the perplexity has risen by no more than so many nats and
+    the share of repeated words by no more than 0.05 (by repetition alone, perplexity falls).
+    """
     plain = _plain(table)
     rows = []
     for nats in NATS:
         for sign, side in ((1, "up"), (-1, "down")):
-            own = table[table["alpha"] * sign >= 0]
-            if own["alpha"].abs().max() == 0:
-                continue
-            given = plain["log_perplexity"] + nats
-            found = at_equal(own, "log_perplexity", setting.effect, given).set_index("label")
-            rows += [
-                [f"+{nats:g} nats, {side}", _name(table, label), _shown(row["alpha"]), _shown(row[setting.effect])]
-                for label, row in found.iterrows()
-            ]
-    return _markdown(["log-perplexity", "SAE", "alpha", setting.effect], rows)
+            for label, own in table[table["alpha"] * sign >= 0].groupby("label", sort=False):
+                values = own.pivot_table(index="alpha", columns="measure", values="value")
+                values = values.loc[sorted(values.index, key=abs)]
+                good = (values["log_perplexity"] <= plain["log_perplexity"] + nats) & (
+                    values["repetition"] <= plain["repetition"] + 0.05
+                )
+                kept = values[good.cummin()]
+                if len(values) > 1:
+                    alpha, effect = kept.index[-1], kept[setting.effect].iloc[-1]
+                    rows.append([f"+{nats:g} nats, {side}", _name(table, label), f"{alpha:g}", _shown(effect)])
+    return _markdown(["quality", "SAE", "alpha", setting.effect], rows)
 
 
 def _plain(table: pd.DataFrame) -> dict[str, float]:

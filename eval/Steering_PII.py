@@ -34,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         tokens=True,
         effect="pii_clean",
         cut=10,
-        scorer=lambda: scorer,
         grades=("structure",),
     )
     add_arguments(parser, experiment)
     args = parser.parse_args(argv)
     scorer = pii_scorer(args.scorer, args.model_path)
     data = ensure_text(args.dataset, args.data / "text", args.source, args.seed, any_seed=True)
-    table, text = report(args, experiment, data)
+    table, text = report(args, experiment, data, scorer)
     print(text)
     return table
 

@@ -34,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         tokens=False,
         effect="toxicity",
         cut=0,
-        scorer=lambda: scorer,
         grades=("toxicity",),
     )
     add_arguments(parser, experiment)
     args = parser.parse_args(argv)
     scorer = toxicity_scorer(args.scorer)
     data = ensure_text(args.dataset, args.data / "text", args.source, args.seed, any_seed=True)
-    table, text = report(args, experiment, data)
+    table, text = report(args, experiment, data, scorer)
     print(text)
     return table
 

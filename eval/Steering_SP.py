@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from create_data.create_dataset import ensure_text
-from utils.cli import Parser, run
+from utils.cli import Parser, non_negative_int, run
 from utils.scorers.style import load_style_classifier
 from utils.steering_report import add_arguments, report
 from utils.steering_sweep import Experiment
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--dataset", default="SP", help="SP, or your own with one style of whole texts")
     parser.add_argument("--scorer", default="ckpt/sp_classifier", help="the classifier of train/sp_classifier.py")
     pairs = "pairs of consecutive sentences whose likelihood is measured, too; 0 for none"
-    parser.add_argument("--transitions", type=int, default=50, help=pairs)
+    parser.add_argument("--transitions", type=non_negative_int, default=50, help=pairs)
     experiment = Experiment(
         name="Steering_SP",
         alphas=tuple(np.linspace(-2, 2, 21).round(3).tolist()),
@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         tokens=False,
         effect="style",
         cut=0,
-        scorer=lambda: scorer,
         grades=("style", "grammar"),
         styles=("Shakespearean", "modern"),
         transition_alphas=tuple(np.linspace(-1, 1, 11).round(3).tolist()),
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     args = parser.parse_args(argv)
     scorer = load_style_classifier(Path(args.scorer))
     data = ensure_text(args.dataset, args.data / "text", args.source, args.seed, any_seed=True)
-    table, text = report(args, experiment, data)
+    table, text = report(args, experiment, data, scorer)
     print(text)
     return table
 

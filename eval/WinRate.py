@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from utils.atomic import atomic_file, sha256_file, sha256_json
+from utils.atomic import sha256_file, sha256_json
 from utils.cli import Parser, positive_int, run, seed
-from utils.completions import paired
+from utils.completions import paired, settings_beside, write_csv
 from utils.errors import UserError
 from utils.figure_style import new_figure
 from utils.judges.grading import prompt_versions
 from utils.judges.judge import Judge
 from utils.judges.options import JUDGE_HELP, add_judge_arguments, describe, judge_of
-from utils.results import Results
+from utils.results import Results, only_process
 from utils.win_rate import TASKS, judge_pairs, outcome, score_pairs, tally
 
 EXAMPLES = f"""\
@@ -63,16 +63,24 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     if args.max_pairs is not None and args.max_pairs < len(pairs):
         pairs = pairs.sample(args.max_pairs, random_state=args.seed).sort_index()
     settings = {"task": args.task, "judge": kind, "max_pairs": args.max_pairs, "seed": args.seed}
+    settings |= {"of": settings_beside(args.a) or settings_beside(args.b)}
     judge = judge_of(args, out)
     if judge is not None:
         prompts = prompt_versions(["pair", f"pair_{args.task}"])
-        settings |= {"url": args.judge_url, "model": args.judge_model, "prompts": prompts}
+        settings |= judge.settings.decide | {"prompts": prompts}
     else:
         _check_measures(args, pairs)
     names = args.names or _names(args.a, args.b)
     label = " against ".join(f"{name} at {alpha:g}" for name, alpha in zip(names, alphas, strict=True))
     made_of = {"a": sha256_file(args.a), "b": sha256_file(args.b), "alphas": list(alphas)}
-    results = Results(out, "winrate", settings)
+    with only_process(out):
+        return _report(args, Results(out, "winrate", settings), pairs, judge, label, made_of)
+
+
+def _report(
+    args: Any, results: Results, pairs: pd.DataFrame, judge: Judge | None, label: str, made_of: dict[str, Any]
+) -> pd.DataFrame:
+    out = results.folder
     pairs_path = out / "pairs" / f"{sha256_json([label, made_of])[:8]}.csv"
     results.piece(label, made_of, partial(_compare, args, pairs, judge, pairs_path), retry=_is_incomplete)
     table = pd.DataFrame([{"comparison": label} | row for label in results.labels for row in results.rows(label)])
@@ -95,8 +103,7 @@ def _compare(args: Any, pairs: pd.DataFrame, judge: Judge | None, path: Path) ->
         for number, judgement in enumerate(own):
             about = {"prompt": row["prompt"], "arrangement": number, "outcome": outcome(own)}
             rows.append(about | vars(judgement) | said)
-    with atomic_file(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_csv(path, pd.DataFrame(rows))
     empty = {f"empty_{side}": int((pairs[f"completion_{side}"].str.strip() == "").sum()) for side in "ab"}
     return [tally(judgements, args.seed) | empty]
 
@@ -107,10 +114,10 @@ def _is_incomplete(rows: list[dict[str, Any]]) -> bool:
 
 
 def _check_measures(args: Any, pairs: pd.DataFrame) -> None:
-    effect = TASKS[args.task].effect
     for path, side in ((args.a, "a"), (args.b, "b")):
-        if f"{effect}_{side}" not in pairs.columns:
-            raise UserError(f"{path}: no column {effect!r}, which {args.task} is about; or judge with --judge-url")
+        for measure in (TASKS[args.task].effect, "log_perplexity"):
+            if f"{measure}_{side}" not in pairs.columns:
+                raise UserError(f"{path}: no column {measure!r}, which {args.task} needs; or judge with --judge-url")
 
 
 def _names(a: Path, b: Path) -> list[str]:

@@ -199,6 +199,36 @@ def test_single_failures_are_missing_and_counted(tmp_path):
     assert sum(server.asked.values()) == 7
 
 
+REFUSED = (400, "application/json", json.dumps({"error": {"message": "too\nlong, secret-word"}, "message": "a\nb"}))
+
+
+def test_questions_that_are_refused_do_not_stop_the_others(tmp_path):
+    """Eleven strengths of a prompt that is filtered make as many refusals in a row."""
+    questions = [f"bad {i}" for i in range(11)] + ["good"]
+    with counting_server(lambda question: REFUSED if "bad" in question else GOOD) as server:
+        for _ in range(2):  # and when asked for what is missing, there is still no end
+            judge = connect(server, tmp_path, parallel=1)
+            assert judge.ask(questions, read_preference) == [None] * 11 + ["alpha"]
+            assert judge.counts.failed == 11
+
+
+def test_a_refusal_is_told_in_one_line_without_the_key(tmp_path):
+    with counting_server(lambda question: REFUSED) as server, pytest.raises(UserError) as error:
+        connect(server, tmp_path).ask(["q"], read_preference)
+    assert "answers 400" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "secret-word" not in str(error.value)
+
+
+def test_asking_again_keeps_to_the_rate_too(tmp_path):
+    with counting_server(failing((429, "application/json", "{}"), 2)) as server:
+        judge = connect(server, tmp_path, retries=2, per_minute=120)
+        start = time.monotonic()
+        judge.ask(["q"], read_preference)
+        assert time.monotonic() - start >= 1.0  # three calls, half a second apart
+    assert server.asked["q"] == 3
+
+
 def test_calls_keep_to_the_rate_and_the_number_at_once(tmp_path):
     with counting_server(lambda question: GOOD) as server:
         connect(server, tmp_path, parallel=2).ask([f"q{i}" for i in range(12)], read_preference)
@@ -214,11 +244,15 @@ def test_calls_keep_to_the_rate_and_the_number_at_once(tmp_path):
     [
         ("http://127.0.0.1:1/v1", None, "JUDGE_API_KEY is not set"),
         ("127.0.0.1:8000", "k", "an address such as"),
-        ("http://user:word@127.0.0.1/v1", "k", "must not hold"),
+        ("http://host:abc/v1", "k", "an address such as"),
+        ("http://[::1/v1", "k", "an address such as"),
+        ("http://user:word@127.0.0.1/v1", "k", "must hold no name"),
+        ("http://127.0.0.1/v1?key=word", "k", "must hold no name"),
+        ("http://127.0.0.1/v1", "k\nk", "characters that no key has"),
+        ("http://127.0.0.1/v1", "k\u00e9", "characters that no key has"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, monkeypatch, url, key, message):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv(KEY)
     if key:
         monkeypatch.setenv(KEY, key)

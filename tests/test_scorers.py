@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import httpx
 import pandas as pd
@@ -15,7 +16,7 @@ from utils.errors import UserError
 from utils.json_lines import append_lines, read_lines
 from utils.labelled_text import Span, Text, whole
 from utils.models import load_tokenizer
-from utils.scorers.base import Scored, score_cached
+from utils.scorers.base import Scored, Scorer, score_cached
 from utils.scorers.closeness import Closeness
 from utils.scorers.fluency import Fluency
 from utils.scorers.perspective import Perspective
@@ -28,10 +29,11 @@ from utils.scorers.transformer import FineTuning, TextClassifier, fine_tune_text
 STYLED = [whole(text, "Shakespearean" if i % 2 == 0 else None) for i, text in enumerate(SENTENCES)]
 
 
-class Counting:
+class Counting(Scorer):
     """Scores the length, and counts what it was asked; `fails` are scored another time."""
 
     name = "length"
+    reads_prompt = True
 
     def __init__(self, fingerprint="1", fails=()):
         self.fingerprint, self.fails, self.asked = fingerprint, fails, []
@@ -150,6 +152,25 @@ def test_perplexity_is_that_of_the_completion_after_its_prompt(fluency):
     assert scores[2] == {"n_words": 0.0}
 
 
+def test_an_end_token_of_the_tokenizer_is_no_part_of_the_prompt(fluency):
+    class Ending:
+        """Puts <eos> behind every text, as some tokenizers do."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, text, add_special_tokens=True, **more):
+            ids = self.tokenizer(text, **more)["input_ids"]
+            return {"input_ids": [*ids, self.tokenizer.eos_token_id] if add_special_tokens else ids}
+
+    texts = [Scored("Why do you", " cry at night ?")]
+    expected = fluency.score(texts)
+    assert Fluency(fluency.model, Ending(fluency.tokenizer), "r").score(texts) == expected
+
+
 def test_repetition_and_distinct_words(fluency):
     (own,) = fluency.score([Scored("p", "a b a b c")])
     assert own["distinct_1"] == pytest.approx(3 / 5)
@@ -201,6 +222,27 @@ def test_a_transformer_is_tuned_to_find_personal_data(tiny_bert, tmp_path):
         pii_scorer(str(tmp_path))
 
 
+def test_a_model_without_a_trained_head_or_with_other_classes_is_refused(tiny_bert, tmp_path):
+    with pytest.raises(UserError, match="its first class must be 'O'"):
+        pii_scorer(str(tiny_bert / "toxic"))
+    config = json.loads((tiny_bert / "base/config.json").read_text())
+    copied = shutil.copytree(tiny_bert / "base", tmp_path / "ner")
+    (copied / "config.json").write_text(json.dumps(config | {"id2label": {"0": "PERSON", "1": "O"}}))
+    with pytest.raises(UserError, match="its first class must be 'O'"):
+        pii_scorer(str(copied))
+    (copied / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="no model that can be loaded"):
+        pii_scorer(str(copied))
+
+
+def test_a_fingerprint_follows_what_was_fitted_and_nothing_else(tmp_path):
+    fingerprints = []
+    for name, texts in (("a", STYLED), ("b", STYLED), ("c", STYLED[:4])):
+        train_style_classifier(texts, tmp_path / name)
+        fingerprints.append(load_style_classifier(tmp_path / name).fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
 def test_any_classifier_with_a_toxic_class_scores_toxicity(tiny_bert):
     scorer = toxicity_scorer(str(tiny_bert / "toxic"))
     assert isinstance(scorer, TextClassifier)
@@ -209,7 +251,9 @@ def test_any_classifier_with_a_toxic_class_scores_toxicity(tiny_bert):
     with torch.no_grad():
         assert own == {"toxicity": pytest.approx(scorer.model(**ids).logits[0, 0].sigmoid().item(), rel=1e-5)}
     assert empty == {"toxicity": 0.0}
-    with pytest.raises(UserError, match=r"no class 'toxic'; it has"):
+    with pytest.raises(UserError, match=r"no class 'friendly'; it has Toxic, insult"):
+        TextClassifier.load(str(tiny_bert / "toxic"), "toxicity", "friendly", 0.0)
+    with pytest.raises(UserError, match="no classifier of this kind"):
         TextClassifier.load(str(tiny_bert / "base"), "toxicity", "toxic", 0.0)
 
 
@@ -245,12 +289,32 @@ def test_perspective_is_asked_with_patience(toxicity_server):
     )
     assert scorer.score([Scored("", "hello")]) == [{"toxicity": 0.7}]
     assert toxicity_server.asked["hello"] == before + 3
-    toxicity_server.answer = lambda text: (400, "application/json", "{}")
+    toxicity_server.answer = lambda text: (
+        400,
+        "application/json",
+        '{"errorType": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"}',
+    )
     assert scorer.score([Scored("", "???")]) == [{}]
-    for status, message in ((403, "refuses the key"), (500, "answers 500")):
-        toxicity_server.answer = lambda text, status=status: (status, "text/html", "<p>")
+    for status, body, message in (
+        (403, "<p>", "refuses the key"),
+        (400, '{"reason": "API_KEY_INVALID"}', "refuses the key"),
+        (400, "{}", "answers 400"),
+        (500, "<p>", "answers 500"),
+    ):
+        toxicity_server.answer = lambda text, status=status, body=body: (status, "text/html", body)
         with pytest.raises(UserError, match=message):
             scorer.score([Scored("", "hello")])
+
+
+def test_what_perspective_scored_is_kept_when_it_fails(toxicity_server, tmp_path):
+    texts = [Scored("", f"text {i}") for i in range(5)]
+    good = toxicity_server.answer
+    toxicity_server.answer = lambda text: (500, "text/html", "") if text == "text 3" else good(text)
+    with pytest.raises(UserError, match="what was scored is kept"):
+        score_cached(perspective(toxicity_server), texts, tmp_path)
+    toxicity_server.answer = good
+    assert score_cached(perspective(toxicity_server), texts, tmp_path) == [{"toxicity": 0.7}] * 5
+    assert [toxicity_server.asked[f"text {i}"] for i in (0, 1, 2, 4)] == [1] * 4
 
 
 def test_perspective_needs_a_key(monkeypatch):
@@ -273,7 +337,9 @@ def test_means_intervals_and_what_is_missing():
         }
     )
     rows = {(row["alpha"], row["measure"]): row for row in summarise(table, 0)}
-    assert set(rows) == {(0.0, "style"), (1.0, "style")}
+    assert set(rows) == {(alpha, measure) for alpha in (0.0, 1.0) for measure in ("style", "never")}
+    assert rows[0.0, "never"]["missing"] == 2
+    assert rows[0.0, "never"]["value"] is None
     assert rows[0.0, "style"]["value"] == pytest.approx(0.3)
     assert rows[0.0, "style"]["low"] == pytest.approx(0.2)
     assert rows[1.0, "style"] == {

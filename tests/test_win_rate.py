@@ -135,6 +135,9 @@ def test_scorers_put_the_effect_first_and_fluency_second():
     )
     found = score_pairs(TASKS["sp"], own)
     assert [one[0].verdict for one in found] == [1, 1, 0, None, -1, 0]
+    own.loc[1, "log_perplexity_b"] = np.nan
+    assert score_pairs(TASKS["sp"], own)[1][0].verdict is None
+    own.loc[1, "log_perplexity_b"] = 4.0
     found = score_pairs(TASKS["non-sp"], own)
     assert [one[0].verdict for one in found] == [-1, 1, 0, None, -1, 0]
 
@@ -161,6 +164,11 @@ def test_pairs_are_of_one_prompt_even_where_prompts_repeat(tmp_path):
     assert sorted(found["completion_a"]) == ["", "1", "NA", "None"]
 
 
+def test_the_nearest_strength_counts_once(tmp_path):
+    rows = pd.concat([table(alpha=[0.3] * 6), table(alpha=[0.1 + 0.2] * 6)])
+    assert len(paired(write(tmp_path / "a.csv", rows), write(tmp_path / "b.csv", rows), (0.3, 0.3))) == 6
+
+
 def test_strengths_of_one_file_can_be_compared(tmp_path):
     rows = pd.concat([table(), table(alpha=[0.0] * 6, completion=["plain"] * 6)])
     a = write(tmp_path / "a.csv", rows)
@@ -180,7 +188,9 @@ def test_strengths_of_one_file_can_be_compared(tmp_path):
         (lambda b: b.write_bytes(b"\xff\xfe\x00"), "not a table of completions"),
         (lambda b: b.write_text("prompt,completion\n"), "no completions"),
         (lambda b: None, "no such file"),
-        (lambda b: write(b, table().drop(columns="style")), "no column 'style'"),
+        (lambda b: write(b, table().drop(columns="style")), "b.csv: no column 'style'"),
+        (lambda b: write(b, table().drop(columns="log_perplexity")), "b.csv: no column 'log_perplexity'"),
+        (lambda b: (write(b, table()), b.with_suffix(".json").write_text('{"settings": 1}')), "must be an object"),
     ],
 )
 def test_files_that_cannot_be_compared_are_one_line(work, capsys, change, message):

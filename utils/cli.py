@@ -41,6 +41,11 @@ def positive_int(text: str) -> int:
     return int(_number(text, int, 1, float("inf"), "a whole number of at least 1"))
 
 
+def non_negative_int(text: str) -> int:
+    """Parse a whole number of at least 0, for `type=` of an argument."""
+    return int(_number(text, int, 0, float("inf"), "a whole number of at least 0"))
+
+
 def seed(text: str) -> int:
     """Parse a seed, a whole number from 0 to 2^32 - 1, for `type=` of an argument."""
     return int(_number(text, int, 0, 2**32 - 1, "a whole number from 0 to 4294967295"))

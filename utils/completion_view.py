@@ -1,6 +1,6 @@
 """A page of sample completions, side by side over the strengths: one file, which works offline and runs nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import cast
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.atomic import atomic_file
-from utils.scorers.base import EffectScorer
+from utils.scorers.base import Scorer
 
 _PROMPTS = 20
 _STRENGTHS = 5
@@ -46,7 +46,7 @@ def write_completion_view(
     title: str,
     tables: Mapping[str, pd.DataFrame],
     effect: str,
-    make_scorer: Callable[[], EffectScorer],
+    scorer: Scorer,
 ) -> None:
     """Write the page.
 
@@ -55,9 +55,8 @@ def write_completion_view(
         title: its heading.
         tables: completions of the same prompts, by label, see `utils.completions`.
         effect: the measure that is shown beside each.
-        make_scorer: of the scorer that marks words.
+        scorer: marks words.
     """
-    scorer = make_scorer()
     first = next(iter(tables.values()))
     prompts = first.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
     chosen = prompts.iloc[np.unique(np.linspace(0, len(prompts) - 1, _PROMPTS).astype(int))]
@@ -66,6 +65,8 @@ def write_completion_view(
         rows = []
         for label, table in tables.items():
             own = table[table["prompt_id"] == prompt_id].set_index("alpha")
+            if not len(own):  # too short for this one's tokens
+                continue
             cells = [
                 _cell(cast(pd.Series, own.loc[alpha]), effect, scorer)
                 for alpha in _strengths(own.index.to_numpy(float))
@@ -84,7 +85,7 @@ def _strengths(alphas: np.ndarray) -> list[float]:
     return sorted({*ordered[places].tolist(), *ordered[ordered == 0].tolist()})
 
 
-def _cell(row: pd.Series, effect: str, scorer: EffectScorer) -> str:
+def _cell(row: pd.Series, effect: str, scorer: Scorer) -> str:
     text = str(row["completion"])
     value = "" if pd.isna(row[effect]) else f", {effect} {row[effect]:.2f}"
     shown = _marked(text, scorer.marks(text)) if text.strip() else "<i>nothing</i>"

@@ -16,6 +16,11 @@ TEXTS = ("prompt", "completion")
 def write_completions(path: Path, table: pd.DataFrame, settings: dict[str, Any]) -> None:
     """Write a table as CSV, and beside it as JSON the settings that decide which prompts it is of."""
     write_json(path.with_suffix(".json"), {"settings": settings})
+    write_csv(path, table)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table such that texts come back as they were, line breaks of every kind included."""
     with atomic_file(path) as temporary:
         table.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
@@ -50,29 +55,42 @@ def paired(a: Path, b: Path, alphas: tuple[float, float]) -> pd.DataFrame:
     Raises:
         UserError: a bad table; one that lacks the strength; tables of different prompts or settings.
     """
-    settings = [_settings(path) for path in (a, b)]
+    settings = [settings_beside(path) for path in (a, b)]
     if None not in settings and (differs := differences(*settings)):  # type: ignore[arg-type]
         raise UserError(f"{a} and {b} were made with different settings ({differs}); they cannot be compared")
     sides = [_of_strength(path, alpha) for path, alpha in zip((a, b), alphas, strict=True)]
     if sorted(sides[0].index) != sorted(sides[1].index):
         alone = len(sides[0].index.symmetric_difference(sides[1].index))
         raise UserError(f"{a} and {b} are of different prompts ({alone} are in one only); they cannot be compared")
-    pairs = sides[0].merge(sides[1], left_index=True, right_index=True, suffixes=("_a", "_b"))
+    named = [side.add_suffix(f"_{name}") for side, name in zip(sides, "ab", strict=True)]
+    pairs = named[0].merge(named[1], left_index=True, right_index=True)
     return pairs.reset_index(level="prompt")
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def settings_beside(path: Path) -> dict[str, Any] | None:
+    """Return the settings that lie beside a table, None where none do.
+
+    Raises:
+        UserError: no settings in that file.
+    """
     beside = path.with_suffix(".json")
-    return read_json_object(beside, ("settings",))["settings"] if beside.exists() else None
+    if not beside.exists():
+        return None
+    settings = read_json_object(beside, ("settings",))["settings"]
+    if not isinstance(settings, dict):
+        raise UserError(f"{beside}: its settings must be an object")
+    return settings
 
 
 def _of_strength(path: Path, alpha: float) -> pd.DataFrame:
     """Return the rows of one strength, by prompt; equal prompts are told apart by their order."""
     table = read_completions(path)
     if "alpha" in table.columns:
-        own = table[np.isclose(table["alpha"], alpha)]
+        alphas = np.array(sorted(table["alpha"].dropna().unique()))
+        near = alphas[np.isclose(alphas, alpha)]
+        own = table[table["alpha"] == min(near, key=lambda value: abs(value - alpha))] if len(near) else table[:0]
         if not len(own):
-            there = ", ".join(f"{value:g}" for value in sorted(table["alpha"].dropna().unique()))
+            there = ", ".join(f"{value:g}" for value in alphas)
             raise UserError(f"{path}: no completions for alpha {alpha:g}; it has {there}; choose with --alpha")
         table = own
     if not len(table):

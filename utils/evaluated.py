@@ -131,7 +131,7 @@ def evaluated(
             revision = _check_model(ref, loaded, find_model(model, getattr(args, "model_path", None)))
         else:
             cache = ActivationCache(args.data / cache_name(model, dataset, own_block, site))
-            _check_fit(ref, loaded, cache)
+            check_fit(ref, loaded, cache)
             if by_concept:
                 _check_concepts(ref, loaded, cache)
         subjects.append(Evaluated(label, loaded, model, own_block, site, cache, revision, _short_name(label, loaded)))
@@ -230,7 +230,8 @@ def _check_model(ref: str, loaded: LoadedSAE, source: ModelSource) -> str:
     return source.revision
 
 
-def _check_fit(ref: str, loaded: LoadedSAE, cache: ActivationCache) -> None:
+def check_fit(ref: str, loaded: LoadedSAE, cache: ActivationCache) -> None:
+    """Raise UserError for activations of another width, or of other weights, than an SAE takes."""
     n_inputs = loaded.sae.config.n_inputs
     if cache.d_model != n_inputs:
         raise UserError(f"{ref}: n_inputs is {n_inputs}, but {cache.folder} is {cache.d_model} wide")

@@ -71,7 +71,10 @@ def complete(
     attention_mask_BT = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
     ends = model.generation_config.eos_token_id
     strengths = {latent: list(alphas) for latent in steering.latents}
-    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends)
+    greedy = GenerationConfig(
+        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,  # not those the model comes with
+        max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends,
+    )  # fmt: skip
     with torch.inference_mode(), model.steer(strengths, beta=steering.beta):
         written_BT = model.generate(
             input_ids=input_ids_BT.to(device), attention_mask=attention_mask_BT.to(device), generation_config=greedy
@@ -95,7 +98,8 @@ class CompletionLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         names = [field.name for field in fields(Completion)]
-        self.completions = [Completion(**{name: line[name] for name in names}) for line in read_lines(path, names)]
+        found = [Completion(**{name: line[name] for name in names}) for line in read_lines(path, names)]
+        self.completions = list({(one.prompt_id, one.alpha): one for one in found}.values())
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -137,7 +141,8 @@ def sweep(
     Returns:
         The completions, by prompt and then by strength.
     """
-    todo = [work for work in _by_length(prompts, alphas) if (work[0].id, work[1]) not in log.done]
+    done = log.done
+    todo = [work for work in _by_length(prompts, alphas) if (work[0].id, work[1]) not in done]
     total = len(prompts) * len(alphas)
     with tqdm(total=total, initial=total - len(todo), unit="text", desc="completions", delay=2) as bar:
         for start in range(0, len(todo), rows):

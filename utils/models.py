@@ -154,7 +154,7 @@ def default_device() -> torch.device:
 
 
 # What the loaders of transformers raise on damaged or foreign files.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -167,7 +167,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"{source.folder}: no usable tokenizer ({first_line(error)})") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source.folder}: its tokenizer gives no character offsets; a tokenizer.json is needed")
@@ -184,7 +184,7 @@ def load_config(source: ModelSource) -> Any:
 
     try:
         return AutoConfig.from_pretrained(source.folder, local_files_only=True).get_text_config()
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"{source.folder}/config.json: {first_line(error)}") from None
 
 
@@ -237,7 +237,7 @@ def load_model(
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"{source.folder}: the model cannot be loaded ({first_line(error)})") from None
     # transformers fills what it does not find with random numbers; weights of left-out blocks are unexpected instead.
     if lacking := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):

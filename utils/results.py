@@ -1,14 +1,16 @@
 """Results of an experiment: a folder with pieces that are computed once, a tidy table, its settings and a figure."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from utils.atomic import atomic_file, differences, read_json_object, sha256_json, write_json
+from utils.atomic import atomic_file, differences, lock_file, read_json_object, sha256_json, write_json
 from utils.errors import UserError
 
 matplotlib.use("Agg")  # no screen is needed to write a file
@@ -20,6 +22,20 @@ Rows = list[dict[str, Any]]
 def readable(label: str) -> str:
     """Return a label as the name of a file."""
     return re.sub(r"[^A-Za-z0-9._-]+", "__", label).strip("_")
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Let no other process write into a folder of results meanwhile.
+
+    Raises:
+        UserError: one does already.
+    """
+    try:
+        with FileLock(lock_file(folder), timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder}: another process is writing there; wait for it, or choose another --out") from None
 
 
 class Results:
@@ -68,6 +84,10 @@ class Results:
         path = self.path(label, self._pieces[label])
         rows: Rows = read_json_object(path, ("rows",))["rows"]
         return rows
+
+    def made_of(self, label: str) -> dict[str, Any] | None:
+        """Return what made a label's latest piece, None where there is none."""
+        return self._pieces.get(label)
 
     @property
     def labels(self) -> list[str]:

@@ -11,15 +11,18 @@ import pandas as pd
 
 from utils.cli import Parser, positive_int
 from utils.completion_view import write_completion_view
-from utils.completions import read_completions, write_completions
+from utils.completions import read_completions, settings_beside, write_completions
 from utils.errors import UserError
-from utils.evaluated import add_sae_arguments, choose_split, evaluated
+from utils.evaluated import Evaluated, add_sae_arguments, choose_split, evaluated
 from utils.judges.options import add_judge_arguments, describe, judge_of
 from utils.labelled_text import LabelledText
-from utils.results import Results, readable
+from utils.results import Results, only_process, readable
+from utils.scorers.base import Scorer
+from utils.scorers.closeness import Closeness
 from utils.steering import BETAS
-from utils.steering_sweep import Experiment, Sweep, steering_latents
+from utils.steering_sweep import COMPLETIONS, Experiment, Sweep, steering_latents
 from utils.steering_tables import effect_figure, pareto_figure, show, transition_figure
+from utils.style_transitions import transitions
 
 _PACKAGES = ("torch", "transformers", "alt-profanity-check", "presidio-analyzer", "scikit-learn", "openai", "pydantic")
 
@@ -41,13 +44,16 @@ def add_arguments(parser: Parser, experiment: Experiment) -> None:
     add_judge_arguments(parser)
 
 
-def report(args: argparse.Namespace, experiment: Experiment, data: LabelledText) -> tuple[pd.DataFrame, str]:
+def report(
+    args: argparse.Namespace, experiment: Experiment, data: LabelledText, scorer: Scorer
+) -> tuple[pd.DataFrame, str]:
     """Steer by every SAE of `args.sae`, score what is written, and write the results.
 
     Args:
-        args: what `add_arguments` parsed; and `scorer`, what the effect is scored with.
+        args: what `add_arguments` parsed.
         experiment: see there.
         data: the texts.
+        scorer: of the effect.
 
     Returns:
         The tidy table of the SAEs asked for, one row per SAE, method, strength and measure; and what to show.
@@ -55,7 +61,7 @@ def report(args: argparse.Namespace, experiment: Experiment, data: LabelledText)
     Raises:
         UserError: a bad reference, split, latent or strength; a model or a judge that cannot be reached.
     """
-    alphas = sorted({float(alpha) for alpha in args.alphas or experiment.alphas} | {0.0})
+    alphas = sorted({alpha + 0.0 for alpha in args.alphas or experiment.alphas} | {0.0})  # -0.0 is 0
     if not np.isfinite(alphas).all():
         raise UserError("--alphas: numbers are needed")
     subjects = evaluated(args, data.name, live=True)
@@ -69,17 +75,38 @@ def report(args: argparse.Namespace, experiment: Experiment, data: LabelledText)
         "cut": experiment.cut,
         "seed": args.seed,
     }
-    results = Results(args.out or Path("results") / f"{experiment.name}-{split}", "steering", settings)
+    if experiment.styles is not None and args.transitions:
+        transitions(data.splits[split], experiment.styles, args.transitions, args.seed)  # bad texts are told at once
+    scorers = [scorer, *([Closeness.load(args.embedding_model)] if args.embedding_model else [])]
+    folder = args.out or Path("results") / f"{experiment.name}-{split}"
+    with only_process(folder):
+        return _report(args, experiment, data, split, alphas, scorers, Results(folder, "steering", settings), subjects)
+
+
+def _report(
+    args: argparse.Namespace,
+    experiment: Experiment,
+    data: LabelledText,
+    split: str,
+    alphas: list[float],
+    scorers: list[Scorer],
+    results: Results,
+    subjects: list[Evaluated],
+) -> tuple[pd.DataFrame, str]:
     judge = judge_of(args, results.folder / "scores")
     tables: dict[str, pd.DataFrame] = {}
     for subject in subjects:
         latents = steering_latents(subject, args, experiment, data.concepts)
-        work = Sweep(subject, args, experiment, data, split, alphas, results, judge, latents)
+        work = Sweep(subject, args, experiment, data, split, alphas, results, scorers, judge, latents)
+        by = f", latents {' '.join(map(str, latents))}" if args.latents else ""
         for beta in dict.fromkeys(args.method):
-            label = f"{subject.label} ({beta})"
-            results.piece(label, work.made_of(beta), partial(work.run, label, beta), retry=_lacks_grades)
-            tables[label] = read_completions(work.completions_path(label, beta))
-            write_completions(results.folder / "completions" / f"{readable(label)}.csv", tables[label], settings)
+            label = f"{subject.label} ({beta}{by})"
+            made_of = work.made_of(label, beta)
+            results.piece(label, made_of, partial(work.run, label, beta), retry=_lacks_values)
+            path = results.path(label, made_of).with_suffix(COMPLETIONS)
+            tables[label] = read_completions(path)
+            beside = settings_beside(path) or {}
+            write_completions(results.folder / "completions" / f"{readable(label)}.csv", tables[label], beside)
     table = pd.DataFrame([{"label": label} | row for label in results.labels for row in results.rows(label)])
     own = table[table["label"].isin(tables)]
     title = f"{data.name} {split}"
@@ -90,12 +117,12 @@ def report(args: argparse.Namespace, experiment: Experiment, data: LabelledText)
     if own["measure"].str.startswith("next_").any():
         figures["transitions"] = transition_figure(own, f"{title}: how likely the next sentence is")
     results.write(table, figures, {name: version(name) for name in _PACKAGES})
-    write_completion_view(results.folder / "completions.html", title, tables, experiment.effect, experiment.scorer)
+    write_completion_view(results.folder / "completions.html", title, tables, experiment.effect, scorers[0])
     judged = f"\n{describe(judge)}" if judge is not None else ""
     files = ["steering.csv", "steering.json", "completions.html", "completions/", *(f"{name}.png" for name in figures)]
     return own, f"{show(own, experiment.effect)}{judged}\nresults: {results.folder}/ ({', '.join(files)})"
 
 
-def _lacks_grades(rows: list[dict[str, Any]]) -> bool:
-    """Tell whether a call may still bring what a judge, or a scorer on the net, left out."""
+def _lacks_values(rows: list[dict[str, Any]]) -> bool:
+    """Tell whether a call may still bring what a judge left out."""
     return any(row["missing"] > 0 and row["measure"].startswith("judge_") for row in rows)

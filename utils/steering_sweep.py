@@ -1,12 +1,13 @@
 """One SAE in a steering experiment: prompts, completions over a sweep, their scores and grades."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from utils.activation_cache import ActivationCache
 from utils.activation_store import cache_name
@@ -14,20 +15,21 @@ from utils.cache_plan import choose_texts
 from utils.completions import write_completions
 from utils.concept_latents import concept_latents
 from utils.errors import UserError
-from utils.evaluated import Evaluated
+from utils.evaluated import Evaluated, check_fit
 from utils.generation import Completion, CompletionLog, Prompt, Steering, sweep
-from utils.judges.grading import grade
+from utils.judges.grading import GRADES, grade, prompt_versions
 from utils.judges.judge import Judge
 from utils.labelled_text import LabelledText
-from utils.models import default_device, find_model
+from utils.models import compute_dtype, default_device, find_model, load_config
 from utils.results import Results
 from utils.sae_loading import get_model
-from utils.scorers.base import EffectScorer, Scored, Scorer, score_cached
-from utils.scorers.closeness import Closeness
+from utils.scorers.base import Scored, Scorer, score_cached
 from utils.scorers.fluency import Fluency
 from utils.steering_tables import summarise
 from utils.style_transitions import transition_perplexities, transitions
-from utils.tokens import special_token_ids
+from utils.tokens import prompt_ids, special_token_ids
+
+COMPLETIONS = ".completions.csv"  # beside a piece
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Experiment:
         tokens: whether the concepts are those of tokens (all their latents steer), or of texts.
         effect: the measure that steering is to change.
         cut: tokens that are taken from the end of a text, to be written anew.
-        scorer: makes the scorer of the effect; fluency comes beside it.
         grades: of the judge, where there is one, see `utils.judges.grading.GRADES`.
         styles: names of the two styles of sentences, where the likelihood of the next one is measured.
         transition_alphas: the strengths for that.
@@ -53,7 +54,6 @@ class Experiment:
     tokens: bool
     effect: str
     cut: int
-    scorer: Callable[[], EffectScorer]
     grades: tuple[str, ...]
     styles: tuple[str, str] | None = None
     transition_alphas: tuple[float, ...] = ()
@@ -70,29 +70,39 @@ class Sweep:
     split: str
     alphas: list[float]
     results: Results
+    scorers: list[Scorer]
     judge: Judge | None
     latents: tuple[int, ...]
 
-    def made_of(self, beta: str) -> dict[str, Any]:
-        """Return what decides the rows."""
+    def completions_made_of(self, beta: str) -> dict[str, Any]:
+        """Return what decides a completion, but for its strength."""
         made_of = self.subject.made_of | {"latents": list(self.latents), "beta": beta}
-        made_of |= {"scorer": self.args.scorer, "embedding": self.args.embedding_model}
-        if self.judge is not None:
-            made_of["judge"] = [self.judge.settings.url, self.judge.settings.model]
-        return made_of | {"alphas": self.alphas, "transitions": getattr(self.args, "transitions", 0)}
+        return made_of | {"dtype": str(self._dtype).removeprefix("torch.")}
 
-    def completions_path(self, label: str, beta: str) -> Path:
-        """Return where the table of completions lies, or will."""
-        return self.results.path(label, self.made_of(beta)).with_suffix(".completions.csv")
+    def made_of(self, label: str, beta: str) -> dict[str, Any]:
+        """Return what decides the rows; strengths that were there before, made in the same way, stay."""
+        made_of = self.completions_made_of(beta) | {"scorers": [scorer.fingerprint for scorer in self.scorers]}
+        if self.judge is not None:
+            made_of["judge"] = self.judge.settings.decide | prompt_versions(self.experiment.grades)
+        made_of["transitions"] = getattr(self.args, "transitions", 0)
+        before = dict(self.results.made_of(label) or {})
+        alphas = before.pop("alphas", [])
+        return made_of | {"alphas": sorted({*self.alphas, *(alphas if before == made_of else [])})}
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return compute_dtype(load_config(find_model(self.subject.model, self.args.model_path)), default_device())
 
     def run(self, label: str, beta: str) -> list[dict[str, Any]]:
         """Complete, score and sum up; what was completed or scored before is not done again."""
+        made_of = self.made_of(label, beta)
         model, tokenizer = get_model(
             self.subject.model,
             str(self.subject.loaded.origin["ref"]),
             model_path=self.args.model_path,
             block=self.subject.block,
             site=self.subject.site,
+            dtype=self._dtype,
         )
         model.to(default_device())
         prompts = make_prompts(
@@ -101,19 +111,19 @@ class Sweep:
         steering = Steering(self.latents, beta)
         log = CompletionLog(self._log_path(label, beta, "completions"))
         completions = sweep(
-            model, tokenizer, prompts, self.alphas, steering,
+            model, tokenizer, prompts, made_of["alphas"], steering,
             log=log, max_new_tokens=self.args.max_new_tokens, rows=self.args.rows,
         )  # fmt: skip
         table = self._scored(completions, {prompt.id: prompt.text for prompt in prompts}, model, tokenizer)
-        write_completions(self.completions_path(label, beta), table, self.results.settings)
+        path = self.results.path(label, made_of).with_suffix(COMPLETIONS)
+        write_completions(path, table, self.results.settings | {"scorers": made_of["scorers"]})
         rows = summarise(table, self.args.seed) + self._transitions(label, steering, model, tokenizer)
         about = {"name": self.subject.name, "guided": self.subject.loaded.is_guided, "method": beta}
         return [about | row for row in rows]
 
     def _log_path(self, label: str, beta: str, what: str) -> Path:
         """What was made at other strengths is of use, too: the file does not depend on them, nor on scorers."""
-        made_of = self.subject.made_of | {"latents": list(self.latents), "beta": beta}
-        return self.results.path(label, made_of).with_suffix(f".{what}.jsonl")
+        return self.results.path(label, self.completions_made_of(beta)).with_suffix(f".{what}.jsonl")
 
     def _scored(
         self, completions: list[Completion], prompts: dict[int, str], model: Any, tokenizer: Any
@@ -128,13 +138,15 @@ class Sweep:
             "empty": [float(not text.text.strip()) for text in texts],
         }
         revision = find_model(self.subject.model, self.args.model_path).revision
-        scorers: list[Scorer] = [self.experiment.scorer(), Fluency(model, tokenizer, revision)]
-        if self.args.embedding_model:
-            scorers.append(Closeness.load(self.args.embedding_model))
-        scores = [score_cached(scorer, texts, self.results.folder / "scores") for scorer in scorers]
+        scorers = [*self.scorers, Fluency(model, tokenizer, revision)]
+        parts = [pd.DataFrame(score_cached(scorer, texts, self.results.folder / "scores")) for scorer in scorers]
+        if self.experiment.effect not in parts[0].columns:  # no text could be scored
+            parts[0][self.experiment.effect] = np.nan
         if self.judge is not None:
-            scores += [grade(self.judge, name, texts) for name in self.experiment.grades]
-        return pd.concat([pd.DataFrame(columns), *map(pd.DataFrame, scores)], axis=1)
+            for name in self.experiment.grades:
+                grades = pd.DataFrame(grade(self.judge, name, texts), index=range(len(texts)))
+                parts.append(grades.reindex(columns=GRADES[name].measures()))
+        return pd.concat([pd.DataFrame(columns), *parts], axis=1)
 
     def _transitions(self, label: str, steering: Steering, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
         if self.experiment.styles is None or not self.args.transitions:
@@ -171,9 +183,8 @@ def steering_latents(
     if "dataset" not in origin:
         raise UserError(f"{subject.label}: does not tell its concepts' latents; give --latents")
     folder = args.data / cache_name(subject.model, origin["dataset"], subject.block, subject.site)
-    cached = Evaluated(
-        subject.label, subject.loaded, subject.model, subject.block, subject.site, ActivationCache(folder)
-    )
+    cached = replace(subject, stored=ActivationCache(folder))
+    check_fit(subject.label, subject.loaded, cached.cache)
     split = "train" if "train" in cached.cache.manifest["splits"] else cached.split_name(None)
     found = concept_latents(cached, split, tokens=experiment.tokens, seed=args.seed)
     own = [int(latent) for latent, concept in zip(found, cached.cache.concepts, strict=True) if concept in concepts]
@@ -196,10 +207,8 @@ def make_prompts(
     special = set(special_token_ids(tokenizer))
     prompts = []
     for text_id in choose_texts(len(data.splits[split]), max_texts, seed):
-        ids = tokenizer(data.splits[split][text_id].text, verbose=False)["input_ids"]
-        while ids and ids[-1] in special:
-            ids = ids[:-1]
-        ids = ids[: len(ids) - cut]
+        ids = prompt_ids(tokenizer, data.splits[split][text_id].text)
+        ids = ids[: max(0, len(ids) - cut)]
         if any(token not in special for token in ids):
             prompts.append(Prompt(text_id, ids, tokenizer.decode(ids, skip_special_tokens=True)))
     if not prompts:

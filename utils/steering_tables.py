@@ -13,20 +13,23 @@ _NOT_MEASURES = ("prompt_id", "alpha", "prompt", "completion")
 
 
 def summarise(table: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
-    """Return mean and 95 % bootstrap interval of each measure at each strength; texts without it count as missing."""
+    """Return mean and 95 % bootstrap interval of each measure at each strength; texts without it count as missing.
+
+    Where all are missing there is no value.
+    """
     random = np.random.default_rng([seed, 5])
     measures = [name for name in table.columns if name not in _NOT_MEASURES]
     rows: list[dict[str, Any]] = []
     for alpha, own in table.groupby("alpha"):
         rows += [{"alpha": alpha, "measure": name} | _mean(own[name].to_numpy(float), random) for name in measures]
-    return [row for row in rows if row["missing"] < row["n"]]
+    return rows
 
 
 def _mean(values: np.ndarray, random: np.random.Generator) -> dict[str, Any]:
     there = values[~np.isnan(values)]
     count = {"n": len(values), "missing": len(values) - len(there)}
     if not len(there):
-        return count
+        return {"value": None, "low": None, "high": None} | count
     means = there[random.integers(0, len(there), (_RESAMPLES, len(there)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"value": float(there.mean()), "low": float(low), "high": float(high)} | count

@@ -39,6 +39,15 @@ def special_token_ids(tokenizer: Any) -> list[int]:
     return sorted(marked | set(tokenizer.all_special_ids))
 
 
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that is to be continued: without special ones that a tokenizer puts at its end."""
+    special = set(special_token_ids(tokenizer))
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    while ids and ids[-1] in special:
+        ids = ids[:-1]
+    return ids
+
+
 def count_tokens(texts: list[str], tokenizer: Any, max_length: int) -> list[tuple[int, int]]:
     """Return (tokens that become rows, all tokens) of each text, as `tokenise` will cut and keep them."""
     if not texts:

@@ -100,7 +100,7 @@ def score_pairs(task: Task, pairs: pd.DataFrame) -> list[list[Judgement]]:
         verdict = task.sign * effect if effect else effect
         if verdict == 0:
             fluency = _difference(row, "log_perplexity", FLUENCY_MARGIN)
-            verdict = -fluency if fluency else 0
+            verdict = -fluency if fluency else fluency
         verdicts.append([Judgement(verdict)])
     return verdicts
 

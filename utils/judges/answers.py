@@ -17,6 +17,11 @@ class Grade(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
+    @classmethod
+    def measures(cls) -> list[str]:
+        """Return the names of the numbers."""
+        return [f"judge_{name}" for name in cls.model_fields if name != "criticism"]
+
     def scores(self) -> Scores:
         """Return numbers: marks from 5 (A) to 1 (F), true and false as 1 and 0; text is left out."""
         numbers: Scores = {}

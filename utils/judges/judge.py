@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError, first_line
 from utils.json_lines import append_lines, read_lines
+from utils.keys import key_from_environment
 
 KEY = "JUDGE_API_KEY"
 _FAILURES_IN_A_ROW = 8  # one bad pair makes four
@@ -49,6 +49,11 @@ class JudgeSettings:
     parallel: int = 4
     per_minute: float | None = None
     price: tuple[float, float] | None = None
+
+    @property
+    def decide(self) -> dict[str, Any]:
+        """What of them decides answers."""
+        return {"url": self.url, "model": self.model, "max_tokens": self.max_tokens}
 
 
 @dataclass
@@ -82,17 +87,10 @@ class Judge:
     @classmethod
     def connect(cls, settings: JudgeSettings, folder: Path) -> "Judge":
         """Make a client; answers are kept in `judge.jsonl` of a folder."""
-        parts = urlsplit(settings.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"--judge-url {settings.url}: an address such as https://host/v1 is needed")
-        if parts.username or parts.password:
-            raise UserError("--judge-url: must not hold a name or a password; put the key into " + KEY)
-        key = os.environ.get(KEY) or os.environ.get("OPENAI_API_KEY")
-        if not key:
-            raise UserError(f"{KEY} is not set; the judge's key comes from there (any word for a server without keys)")
-        client = openai.OpenAI(
-            api_key=key, base_url=settings.url, max_retries=settings.retries, timeout=settings.timeout
-        )
+        _check_url(settings.url)
+        key = key_from_environment(KEY, "the judge's key comes from there (any word for a server without keys)")
+        # It is we who ask again, as its own retries would not keep to the rate.
+        client = openai.OpenAI(api_key=key, base_url=settings.url, max_retries=0, timeout=settings.timeout)
         return cls(settings, folder / "judge.jsonl", client)
 
     def __post_init__(self) -> None:
@@ -125,7 +123,7 @@ class Judge:
                 found[futures[future]] = future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-        if self.counts.failed and not self.counts.answered:
+        if self._last_failure and not self.counts.answered and not self.counts.remembered:
             raise UserError(self._gives_up())
         return [found[question] for question in questions]
 
@@ -155,32 +153,41 @@ class Judge:
         return None
 
     def _key(self, question: str, attempt: int) -> str:
-        asked = [self.settings.url, self.settings.model, self.settings.max_tokens, question, attempt]
+        asked = [*self.settings.decide.values(), question, attempt]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def _call(self, question: str, key: str) -> str | None:
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
             raise UserError(self._gives_up())
-        self._wait_for_turn()
-        try:
-            answer = self.client.chat.completions.create(
-                model=self.settings.model,
-                messages=[{"role": "user", "content": question}],
-                max_tokens=self.settings.max_tokens,
-                temperature=0,
-            )
-            text = answer.choices[0].message.content or ""
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(f"{self.settings.url} refused the key in {KEY} ({error.status_code})") from None
-        except openai.NotFoundError:
-            raise UserError(
-                f"{self.settings.url}: no model {self.settings.model!r}, or no such address (404)"
-            ) from None
-        except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError) as error:
-            self._note_failure(error)
-            return None
+        for attempt in range(self.settings.retries + 1):
+            self._wait_for_turn()
+            try:
+                answer = self.client.chat.completions.create(
+                    model=self.settings.model,
+                    messages=[{"role": "user", "content": question}],
+                    max_tokens=self.settings.max_tokens,
+                    temperature=0,
+                )
+                text = answer.choices[0].message.content or ""
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                raise UserError(f"{self.settings.url} refused the key in {KEY} ({error.status_code})") from None
+            except openai.NotFoundError:
+                model = self.settings.model
+                raise UserError(f"{self.settings.url}: no model {model!r}, or no such address (404)") from None
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                self._refused(error)  # this question alone, and for good
+                return None
+            except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError) as error:
+                if not self._passes(error) or attempt == self.settings.retries:
+                    self._failed(self._describe(error))
+                    return None
+                time.sleep(_pause(error, attempt))
+            else:
+                return self._keep(key, text, getattr(answer, "usage", None))
+        return None
+
+    def _keep(self, key: str, text: str, usage: Any) -> str:
         with self._lock:
-            usage = getattr(answer, "usage", None)
             append_lines(self.path, [{"key": key, "answer": text}])
             self._known[key] = text
             self._failures_in_a_row = 0
@@ -189,24 +196,42 @@ class Judge:
             self.counts.tokens_out += getattr(usage, "completion_tokens", 0) or 0
         return text
 
-    def _note_failure(self, error: Exception) -> None:
-        if isinstance(error, openai.APIStatusError):
-            what = f"answers {error.status_code}{_reason(error)}"
-        elif isinstance(error, openai.APITimeoutError):
-            what = f"gives no answer within {self.settings.timeout} s"
-        elif isinstance(error, openai.APIConnectionError):
-            what = "cannot be reached, or drops the connection"
-        elif isinstance(error, openai.OpenAIError):
-            what = first_line(error)
-        else:
-            what = "answers, but not as OpenAI's chat interface does"
+    def _refused(self, error: openai.APIStatusError) -> None:
+        """Note a question that the server does not take, such as one that is too long, or filtered."""
+        body = error.body if isinstance(error.body, dict) else {}
+        reason = next(iter(str(body.get("message", "")).splitlines()), "")[:100].replace(self.client.api_key, "...")
+        with self._lock:
+            self.counts.failed += 1
+            self._last_failure = f"answers {error.status_code}" + (f" ({reason})" if reason else "")
+
+    def _failed(self, what: str) -> None:
         with self._lock:
             self.counts.failed += 1
             self._failures_in_a_row += 1
             self._last_failure = what
 
+    @staticmethod
+    def _passes(error: Exception) -> bool:
+        """Tell whether a trouble may be over soon."""
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        if status is None:
+            return isinstance(error, openai.APIConnectionError)
+        return status in (408, 409, 429) or status >= 500
+
+    def _describe(self, error: Exception) -> str:
+        if isinstance(error, openai.APIStatusError):
+            return f"answers {error.status_code}"
+        if isinstance(error, openai.APITimeoutError):
+            return f"gives no answer within {self.settings.timeout} s"
+        if isinstance(error, openai.APIConnectionError):
+            return "cannot be reached, or drops the connection"
+        if isinstance(error, openai.OpenAIError):
+            return first_line(error)
+        return "answers, but not as OpenAI's chat interface does"
+
     def _gives_up(self) -> str:
-        return f"{self.settings.url} {self._last_failure}; what was answered is kept, the same command goes on"
+        kept = f"{self.counts.answered} answer(s) came and are kept, the same command goes on"
+        return f"{self.settings.url} {self._last_failure}; {kept}"
 
     def _wait_for_turn(self) -> None:
         if self.settings.per_minute is None:
@@ -217,7 +242,20 @@ class Judge:
         time.sleep(max(0.0, start - time.monotonic()))
 
 
-def _reason(error: openai.APIStatusError) -> str:
-    """Tell what a server has against a question; of its other troubles it tells nothing of use."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return f" ({str(body['message'])[:100]})" if error.status_code == 400 and "message" in body else ""
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"--judge-url {url}: an address such as https://host/v1 is needed")
+    if parts.username or parts.password or parts.query:
+        raise UserError(f"--judge-url: must hold no name, password or key; the key belongs into {KEY}")
+
+
+def _pause(error: Exception, attempt: int) -> float:
+    """Return the seconds that a server asks for, else 0.5, 1, 2 ..., at most a minute."""
+    response = getattr(error, "response", None)
+    asked = response.headers.get("retry-after", "") if response is not None else ""
+    return min(60.0, float(asked) if asked.isdigit() else 0.5 * 2**attempt)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, non_negative_float, positive_int
+from utils.cli import Parser, non_negative_float, non_negative_int, positive_int
 from utils.errors import UserError
 from utils.judges.judge import KEY, Judge, JudgeSettings
 
@@ -24,7 +24,7 @@ def add_judge_arguments(parser: Parser) -> None:
     group.add_argument("--judge-parallel", type=positive_int, default=defaults.parallel, help="calls at a time")
     group.add_argument("--judge-per-minute", type=non_negative_float, help="calls at most (default: no limit)")
     group.add_argument("--judge-timeout", type=non_negative_float, default=defaults.timeout, help="seconds for a call")
-    group.add_argument("--judge-retries", type=int, default=defaults.retries, help="of a call that fails")
+    group.add_argument("--judge-retries", type=non_negative_int, default=defaults.retries, help="of a call that fails")
     price = "of a million tokens read, and of a million written; to report the cost"
     group.add_argument("--judge-price", type=non_negative_float, nargs=2, metavar=("READ", "WRITTEN"), help=price)
 
@@ -43,7 +43,7 @@ def judge_of(args: argparse.Namespace, folder: Path) -> Judge | None:
         args.judge_url,
         args.judge_model,
         max_tokens=args.judge_max_tokens,
-        retries=max(0, args.judge_retries),
+        retries=args.judge_retries,
         timeout=args.judge_timeout or None,
         parallel=args.judge_parallel,
         per_minute=args.judge_per_minute or None,

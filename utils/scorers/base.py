@@ -2,17 +2,16 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tqdm import tqdm
 
 from utils.json_lines import append_lines, read_lines
 
 Scores = dict[str, float]  # by measure; what cannot be told of a text is not there
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -23,31 +22,28 @@ class Scored:
     text: str
 
 
-class Scorer(Protocol):
+class Scorer(ABC):
     """Gives numbers to texts.
 
     Attributes:
         name: of its cache.
         fingerprint: all that decides its scores: versions, weights, settings.
+        reads_prompt: whether the prompt plays a part.
+        at_once: texts after which scores are written to the disk.
     """
 
-    @property
-    def name(self) -> str:
-        """See above."""
+    name: str
+    fingerprint: str
+    reads_prompt: bool = False
+    at_once: int = 64
 
-    @property
-    def fingerprint(self) -> str:
-        """See above."""
-
+    @abstractmethod
     def score(self, texts: Sequence[Scored]) -> list[Scores | None]:
         """Return the scores of each text, None where that failed and may be tried again another time."""
 
-
-class EffectScorer(Scorer, Protocol):
-    """A scorer of what steering is to change, which can show what it found."""
-
     def marks(self, text: str) -> list[tuple[int, int]]:
-        """Return characters (start, end) that speak for the effect."""
+        """Return characters (start, end) that speak for the effect; none where the scorer cannot tell."""
+        return []
 
 
 def score_cached(scorer: Scorer, texts: Sequence[Scored], folder: Path) -> list[Scores]:
@@ -69,8 +65,8 @@ def score_cached(scorer: Scorer, texts: Sequence[Scored], folder: Path) -> list[
     keys = [_key(scorer, text) for text in texts]
     missing = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
     with tqdm(total=len(missing), unit="text", desc=scorer.name, delay=5) as bar:
-        for start in range(0, len(missing), _AT_ONCE):
-            batch = missing[start : start + _AT_ONCE]
+        for start in range(0, len(missing), scorer.at_once):
+            batch = missing[start : start + scorer.at_once]
             scores = scorer.score([text for _, text in batch])
             new = {key: own for (key, _), own in zip(batch, scores, strict=True) if own is not None}
             append_lines(path, [{"key": key, "scores": own} for key, own in new.items()])
@@ -80,4 +76,5 @@ def score_cached(scorer: Scorer, texts: Sequence[Scored], folder: Path) -> list[
 
 
 def _key(scorer: Scorer, text: Scored) -> str:
-    return hashlib.sha256(json.dumps([scorer.fingerprint, text.prompt, text.text]).encode()).hexdigest()
+    prompt = text.prompt if scorer.reads_prompt else ""
+    return hashlib.sha256(json.dumps([scorer.fingerprint, prompt, text.text]).encode()).hexdigest()

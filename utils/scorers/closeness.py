@@ -9,19 +9,23 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from utils.errors import UserError, first_line
-from utils.scorers.base import Scored, Scores
+from utils.models import LOADING_ERRORS, default_device
+from utils.scorers.base import Scored, Scorer, Scores
+from utils.scorers.fingerprints import model_fingerprint
+from utils.scorers.transformer import ensure_padding
 
 _ROWS = 16
 
 
 @dataclass(frozen=True)
-class Closeness:
+class Closeness(Scorer):
     """`closeness`: the cosine between the mean embeddings of completion and prompt; none for an empty text."""
 
     model: Any
     tokenizer: Any
     fingerprint: str
     name: str = "closeness"
+    reads_prompt: bool = True
 
     @classmethod
     def load(cls, folder: str) -> "Closeness":
@@ -32,9 +36,11 @@ class Closeness:
         """
         try:
             model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+        except LOADING_ERRORS as error:
             raise UserError(f"--embedding-model {folder}: cannot be loaded ({first_line(error)})") from None
-        return cls(model.eval(), tokenizer, f"closeness 1 {folder}")
+        ensure_padding(tokenizer)
+        model = model.eval().to(default_device())
+        return cls(model, tokenizer, f"closeness 1 {model_fingerprint(folder, model)}")
 
     def score(self, texts: Sequence[Scored]) -> list[Scores | None]:
         """Score completions beside their prompts."""
@@ -50,8 +56,8 @@ class Closeness:
         for start in range(0, len(texts), _ROWS):
             inputs = self.tokenizer(
                 texts[start : start + _ROWS], return_tensors="pt", padding=True, truncation=True, max_length=512
-            )
+            ).to(self.model.device)
             states_BTD = self.model(**inputs).last_hidden_state
             mask_BT1 = inputs["attention_mask"].unsqueeze(-1)
-            parts.append((states_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1))
+            parts.append(((states_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)).float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, 1)

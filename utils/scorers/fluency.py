@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from utils.scorers.base import Scored, Scores
+from utils.scorers.base import Scored, Scorer, Scores
+from utils.tokens import prompt_ids
 
 _ROWS = 16
 
 
-class Fluency:
+class Fluency(Scorer):
     """How a completion reads.
 
     `log_perplexity`: the mean negative log-likelihood of its tokens after the prompt, in nats, under the model without
@@ -26,10 +27,11 @@ class Fluency:
     """
 
     name = "fluency"
+    reads_prompt = True
 
     def __init__(self, model: Any, tokenizer: Any, revision: str) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.fingerprint = f"fluency 1 {revision}"
+        self.fingerprint = f"fluency 2 {revision} {model.dtype}"
 
     def score(self, texts: Sequence[Scored]) -> list[Scores | None]:
         """Score completions after their prompts."""
@@ -51,7 +53,7 @@ def log_perplexities(model: Any, tokenizer: Any, texts: Sequence[Scored]) -> lis
         tokenizer: its tokenizer.
         texts: what to predict, and after what.
     """
-    prompts = [tokenizer(text.prompt, verbose=False)["input_ids"] for text in texts]
+    prompts = [prompt_ids(tokenizer, text.prompt) for text in texts]
     own = [tokenizer(text.text, verbose=False, add_special_tokens=False)["input_ids"] for text in texts]
     rows = [(prompt, ids) for prompt, ids in zip(prompts, own, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))

@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.labelled_text import Span
 from utils.presidio import LOWEST_SCORE, TAGGER, Presidio
 from utils.scorers import pii_probe
-from utils.scorers.base import Scored, Scores
+from utils.scorers.base import Scored, Scorer, Scores
 from utils.scorers.transformer import TokenTagger
 
 # What stands for personal data without being any, in lower case.
@@ -49,10 +49,11 @@ class PresidioFinder:
         return [surest(self._presidio.spans(text.text)) for text in texts]
 
 
-class PIICount:
+class PIICount(Scorer):
     """`pii`: spans of personal data; `pii_clean`: those that are no placeholder."""
 
     name = "pii"
+    reads_prompt = True  # the probe does
 
     def __init__(self, finder: Finder) -> None:
         self.finder = finder

@@ -12,16 +12,17 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from utils.activation_cache import ActivationCache, ActivationSplit
-from utils.atomic import atomic_file, read_json_object, sha256_file, write_json
+from utils.atomic import atomic_file
 from utils.errors import UserError, first_line
 from utils.extraction import Extractor
 from utils.labelled_text import Span, Text
 from utils.models import find_model, load_tokenizer
 from utils.scorers.base import Scored
+from utils.scorers.fingerprints import fitted_fingerprint
 from utils.tokens import tokenise
 
 FILE = "probe.skops"
-_ABOUT = "probe.json"
+_ABOUT = ("model", "block", "site", "revision")
 _MAX_LENGTH = 2048
 
 
@@ -46,10 +47,10 @@ def train_pii_probe(cache: ActivationCache, split: ActivationSplit, most_tokens:
         raise UserError(f"{cache.folder}: the probe needs tokens with labels and without")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
     probe.fit(split.acts(rows_B), labels_B)
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a transformer; choose another --out, or remove it")
     with atomic_file(folder / FILE) as temporary:
-        skops.io.dump(probe, temporary)
-    keys = ("model", "block", "site", "revision")
-    write_json(folder / _ABOUT, {key: cache.manifest[key] for key in keys})
+        skops.io.dump({"probe": probe} | {key: cache.manifest[key] for key in _ABOUT}, temporary)
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,17 @@ class PIIProbe:
         Raises:
             UserError: no probe there, or other weights of the model than it was trained on.
         """
-        about = read_json_object(folder / _ABOUT, ("model", "block", "site", "revision"))
         try:
-            probe = skops.io.load(folder / FILE)
+            about = skops.io.load(folder / FILE)
+            model, block, site, revision = (about[key] for key in _ABOUT)
         except Exception as error:
             raise UserError(f"{folder / FILE}: not a probe ({first_line(error)})") from None
-        source = find_model(about["model"], model_path)
-        if source.revision != about["revision"]:
+        source = find_model(model, model_path)
+        if source.revision != revision:
             raise UserError(f"{source.folder}: other weights than {folder} was trained on")
-        extractor = Extractor.load(source, about["block"], about["site"])
-        return cls(probe, extractor, load_tokenizer(source), f"probe {sha256_file(folder / FILE)}")
+        extractor = Extractor.load(source, block, site)
+        fingerprint = f"probe {fitted_fingerprint(about['probe'])} {model} {block} {site} {revision}"
+        return cls(about["probe"], extractor, load_tokenizer(source), fingerprint)
 
     def find(self, texts: Sequence[Scored]) -> list[list[Span]]:
         """Return the spans of personal data in each text; what its prompt holds does not count."""

@@ -14,10 +14,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from utils.atomic import atomic_file, sha256_file
+from utils.atomic import atomic_file
 from utils.errors import UserError, first_line
 from utils.labelled_text import Text
-from utils.scorers.base import EffectScorer, Scored, Scores
+from utils.scorers.base import Scored, Scorer, Scores
+from utils.scorers.fingerprints import fitted_fingerprint
 from utils.scorers.transformer import TextClassifier
 
 FILE = "classifier.skops"
@@ -30,8 +31,10 @@ def train_style_classifier(texts: Sequence[Text], folder: Path) -> Pipeline:
     """Fit the classifier on labelled sentences and store it in a folder.
 
     Raises:
-        UserError: sentences of one class only.
+        UserError: sentences of one class only; a folder that holds something else.
     """
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a transformer; choose another --out, or remove it")
     labels = [bool(text.spans) for text in texts]
     if len(set(labels)) < 2:
         raise UserError("the style classifier needs sentences with and without the style")
@@ -44,7 +47,7 @@ def train_style_classifier(texts: Sequence[Text], folder: Path) -> Pipeline:
 
 
 @dataclass(frozen=True)
-class StyleClassifier:
+class StyleClassifier(Scorer):
     """`style`: the probability that a text has the style; an empty one has none."""
 
     classifier: Any
@@ -65,7 +68,7 @@ class StyleClassifier:
             classifier = skops.io.load(path, trusted=_TRUSTED)
         except Exception as error:
             raise UserError(f"{path}: not a style classifier ({first_line(error)})") from None
-        return cls(classifier, f"style {sha256_file(path)}")
+        return cls(classifier, f"style {fitted_fingerprint(classifier)}")
 
     def score(self, texts: Sequence[Scored]) -> list[Scores | None]:
         """Score the completions alone."""
@@ -83,7 +86,7 @@ class StyleClassifier:
         ]
 
 
-def load_style_classifier(folder: Path) -> EffectScorer:
+def load_style_classifier(folder: Path) -> Scorer:
     """Load a classifier of train/sp_classifier.py: the small one, or a fine-tuned transformer.
 
     Raises:

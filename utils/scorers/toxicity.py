@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from utils.scorers.base import EffectScorer, Scored, Scores
+from utils.scorers.base import Scored, Scorer, Scores
 from utils.scorers.perspective import Perspective
 from utils.scorers.transformer import TextClassifier
 
@@ -13,7 +13,7 @@ TOXIC = 0.16
 _MARKED = 0.5
 
 
-class ProfanityCheck:
+class ProfanityCheck(Scorer):
     """`toxicity`: its probability, 0 for an empty text; `is_toxic`: whether that is at least 0.16."""
 
     name = "toxicity"
@@ -41,7 +41,7 @@ class ProfanityCheck:
         return [word.span() for word, value in zip(words, found, strict=True) if value >= _MARKED]
 
 
-def toxicity_scorer(name: str) -> EffectScorer:
+def toxicity_scorer(name: str) -> Scorer:
     """Return the scorer of a name: `alt-profanity-check`, `perspective`, or a folder or hub name of a classifier.
 
     Raises:

@@ -18,10 +18,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from utils.atomic import atomic_folder, sha256_file
+from utils.atomic import atomic_folder
 from utils.errors import UserError, first_line
 from utils.labelled_text import Span, Text
-from utils.scorers.base import Scored, Scores
+from utils.models import LOADING_ERRORS, default_device, quiet_loading
+from utils.scorers.base import Scored, Scorer, Scores
+from utils.scorers.fingerprints import model_fingerprint
 from utils.scorers.pii_probe import spans_of_tokens
 from utils.tokens import label_tokens
 
@@ -48,7 +50,7 @@ def fine_tune_texts(base: str, texts: Sequence[Text], classes: tuple[str, str], 
         UserError: a base that cannot be loaded.
     """
     names = dict(enumerate(classes))
-    model, tokenizer = _load(AutoModelForSequenceClassification, base, num_labels=2, id2label=names)
+    model, tokenizer = _load(AutoModelForSequenceClassification, base, whole=False, **_two(names))
     rows = [
         tokenizer(text.text, truncation=True, max_length=_MAX_LENGTH) | {"labels": int(bool(text.spans))}
         for text in texts
@@ -63,7 +65,7 @@ def fine_tune_tokens(base: str, texts: Sequence[Text], how: FineTuning, out: Pat
         UserError: a base that cannot be loaded, or whose tokenizer does not tell where tokens come from.
     """
     names = {0: "O", 1: "PII"}
-    model, tokenizer = _load(AutoModelForTokenClassification, base, num_labels=2, id2label=names)
+    model, tokenizer = _load(AutoModelForTokenClassification, base, whole=False, **_two(names))
     _check_fast(tokenizer, base)
     rows = []
     for text in texts:
@@ -76,16 +78,31 @@ def fine_tune_tokens(base: str, texts: Sequence[Text], how: FineTuning, out: Pat
     _train(model, tokenizer, rows, DataCollatorForTokenClassification(tokenizer), how, out)
 
 
-def _load(kind: Any, base: str, **kwargs: Any) -> tuple[Any, Any]:
+def _two(names: dict[int, str]) -> dict[str, Any]:
+    """A base may have had other classes; its head is then made anew."""
+    return {"num_labels": 2, "id2label": names, "ignore_mismatched_sizes": True}
+
+
+def _load(kind: Any, base: str, *, whole: bool, **kwargs: Any) -> tuple[Any, Any]:
+    """Load a model; `whole` tells that none of its weights may be missing."""
     try:
-        model, tokenizer = kind.from_pretrained(base, **kwargs), AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
+        with quiet_loading():  # of a head that is yet to be trained
+            model, info = kind.from_pretrained(base, output_loading_info=True, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except LOADING_ERRORS as error:
         raise UserError(f"{base}: no model that can be loaded ({first_line(error)})") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if whole and info["missing_keys"]:
+        raise UserError(f"{base}: no classifier of this kind ({min(info['missing_keys'])} is missing)")
+    ensure_padding(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.padding_side = "right"
     return model, tokenizer
+
+
+def ensure_padding(tokenizer: Any) -> None:
+    """Let a tokenizer pad on the right, by its end token where it has no other."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
 
 
 def _check_fast(tokenizer: Any, base: str) -> None:
@@ -115,7 +132,7 @@ def _train(model: Any, tokenizer: Any, rows: list[Any], collator: Any, how: Fine
 
 
 @dataclass(frozen=True)
-class TextClassifier:
+class TextClassifier(Scorer):
     """A measure of texts by one class of a model: its probability, of an empty text `empty` (None: no value)."""
 
     model: Any
@@ -132,12 +149,13 @@ class TextClassifier:
         Raises:
             UserError: nothing that can be loaded, or no such class.
         """
-        model, tokenizer = _load(AutoModelForSequenceClassification, folder)
+        model, tokenizer = _load(AutoModelForSequenceClassification, folder, whole=True)
         names = model.config.id2label
         label_id = next((i for i, name in names.items() if str(name).lower().startswith(label.lower())), None)
         if label_id is None:
             raise UserError(f"{folder}: no class {label!r}; it has {', '.join(map(str, names.values()))}")
-        return cls(model.eval(), tokenizer, int(label_id), measure, f"{measure} {_fingerprint(folder)}", empty)
+        fingerprint = f"{measure} {model_fingerprint(folder, model)}"
+        return cls(model.eval().to(default_device()), tokenizer, int(label_id), measure, fingerprint, empty)
 
     @torch.inference_mode()
     def score(self, texts: Sequence[Scored]) -> list[Scores | None]:
@@ -148,16 +166,12 @@ class TextClassifier:
             rows = filled[start : start + _ROWS]
             own = [texts[i].text for i in rows]
             inputs = self.tokenizer(own, return_tensors="pt", padding=True, truncation=True, max_length=_MAX_LENGTH)
-            logits_BC = self.model(**inputs).logits
+            logits_BC = self.model(**inputs.to(self.model.device)).logits.float()
             several = self.model.config.problem_type == "multi_label_classification" or logits_BC.shape[1] == 1
             probabilities_BC = logits_BC.sigmoid() if several else logits_BC.softmax(dim=1)
             for i, value in zip(rows, probabilities_BC[:, self.label].tolist(), strict=True):
                 scores[i] = {self.name: value}
         return scores
-
-    def marks(self, text: str) -> list[tuple[int, int]]:
-        """A model of whole texts does not tell which words."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -175,9 +189,11 @@ class TokenTagger:
         Raises:
             UserError: nothing that can be loaded.
         """
-        model, tokenizer = _load(AutoModelForTokenClassification, folder)
+        model, tokenizer = _load(AutoModelForTokenClassification, folder, whole=True)
         _check_fast(tokenizer, folder)
-        return cls(model.eval(), tokenizer, f"tagger {_fingerprint(folder)}")
+        if model.config.id2label.get(0) != "O":
+            raise UserError(f"{folder}: its first class must be 'O', no personal data, not {model.config.id2label}")
+        return cls(model.eval().to(default_device()), tokenizer, f"tagger {model_fingerprint(folder, model)}")
 
     def find(self, texts: Sequence[Scored]) -> list[list[Span]]:
         """Return the spans of personal data in each text, read alone."""
@@ -191,9 +207,5 @@ class TokenTagger:
             text.text, return_tensors="pt", truncation=True, max_length=_MAX_LENGTH, return_offsets_mapping=True
         )
         offsets = inputs.pop("offset_mapping")[0].tolist()
-        return spans_of_tokens(text, offsets, self.model(**inputs).logits[0].softmax(dim=1)[:, 1].tolist())
-
-
-def _fingerprint(folder: str) -> str:
-    weights = Path(folder) / "model.safetensors"
-    return sha256_file(weights) if weights.is_file() else folder
+        logits_TC = self.model(**inputs.to(self.model.device)).logits[0].float()
+        return spans_of_tokens(text, offsets, (1 - logits_TC.softmax(dim=1)[:, 0]).tolist())
