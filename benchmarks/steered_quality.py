@@ -35,7 +35,7 @@ class Setting:
     Attributes:
         script: its `main`.
         cached: texts of the activations that the SAEs are trained on.
-        alphas: the sweep; the paper's, but finer where the language is still whole.
+        alphas: the sweep; finer than the paper's, where the language is still whole.
         effect: the measure.
         steps: by how much it is to change.
         arguments: beside.
@@ -49,18 +49,16 @@ class Setting:
     arguments: tuple[str, ...] = ()
 
 
+_EITHER_WAY = (-0.4, -0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.4)
 SETTINGS = {
-    "SP": Setting(
-        Steering_SP.main, 4000, tuple(np.linspace(-0.6, 0.6, 13).round(3)), "style", (0.1, 0.2, -0.1, -0.2)
-    ),
+    "SP": Setting(Steering_SP.main, 4000, _EITHER_WAY, "style", (0.1, 0.2, -0.1, -0.2)),
     "RTP": Setting(
-        Steering_RTP.main, 4000, tuple(np.linspace(-1, 1, 11).round(3)), "toxicity", (0.1, 0.2, -0.02, -0.05),
-        ("--dataset", "RTP_split"),
+        Steering_RTP.main, 4000, _EITHER_WAY, "toxicity", (0.05, 0.1, -0.02, -0.04), ("--dataset", "RTP_split")
     ),
     "PII_synth": Setting(
-        Steering_PII.main, 1000, tuple(np.linspace(-3, 0, 7).round(3)), "pii_clean", (-0.2, -0.4)
+        Steering_PII.main, 1000, (-3.0, -2.0, -1.0, -0.5, -0.25, -0.1, 0.0), "pii_clean", (-0.2, -0.4)
     ),
-}  # fmt: skip
+}
 NATS = (0.1, 0.3)
 QUALITIES = ("log_perplexity", "repetition", "distinct_2")
 
