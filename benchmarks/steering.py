@@ -16,9 +16,10 @@ import torch
 from create_data.pii_synth import build
 from llama3_SAE import LLama3_SAE
 from utils.cli import Parser, positive_int, run
-from utils.generation import CompletionLog, Prompt, Steering, complete, sweep
+from utils.generation import CompletionLog, Prompt, complete, sweep
 from utils.models import default_device, find_model, load_tokenizer
 from utils.sae import SAE, SAEConfig
+from utils.steerers import LatentSteerer
 from utils.steering_sweep import make_prompts
 
 BLOCK, N_LATENTS, K = 15, 1728, 144
@@ -54,7 +55,7 @@ def _measure_steering(model: Any, tokenizer: Any, prompts: list[Prompt], rounds:
     model.generation_config.eos_token_id = None  # all write as much
 
     def steered(latents: Sequence[int], beta: str) -> None:
-        complete(model, tokenizer, prompts, [-0.3] * len(prompts), Steering(tuple(latents), beta), N_TOKENS)
+        complete(model, tokenizer, prompts, [-0.3] * len(prompts), LatentSteerer(tuple(latents), beta), N_TOKENS)
 
     works = {
         "plain `generate`": lambda: steered((), "constant"),
@@ -72,7 +73,7 @@ def _measure_steering(model: Any, tokenizer: Any, prompts: list[Prompt], rounds:
 
 def _measure_sweep(model: Any, tokenizer: Any, prompts: list[Prompt], rounds: int) -> None:
     """Time a sweep of 11 strengths against 11 runs, one for each."""
-    steering = Steering((0,), "constant")
+    steering = LatentSteerer((0,), "constant")
 
     def together() -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -5,13 +5,14 @@ import torch
 
 from llama3_SAE import LLama3_SAE
 from utils.errors import UserError
-from utils.generation import Completion, CompletionLog, Prompt, Steering, complete, sweep
+from utils.generation import Completion, CompletionLog, Prompt, complete, sweep
 from utils.models import load_tokenizer
 from utils.sae import SAE, SAEConfig
+from utils.steerers import LatentSteerer
 
 TEXTS = ["Why do you cry at night ?", "Thou art", "I prithee , sweet friend ,"]
 ALPHAS = [-1.5, 0.0, 2.0]
-STEERING = Steering((3, 7), "constant")
+STEERING = LatentSteerer((3, 7), "constant")
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_batch_with_several_strengths_equals_single_runs(model, tokenizer, pro
 
 def test_no_strength_gives_the_plain_completion(model, tokenizer, prompts):
     steered = complete(model, tokenizer, prompts, [0.0] * 3, STEERING, 8)
-    plain = complete(model, tokenizer, prompts, [0.0] * 3, Steering((), "constant"), 8)
+    plain = complete(model, tokenizer, prompts, [0.0] * 3, LatentSteerer((), "constant"), 8)
     assert steered == plain
 
 

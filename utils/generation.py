@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from utils.json_lines import append_lines, read_lines
+from utils.steerers import Batch, Steerer
 
 
 @dataclass(frozen=True)
@@ -37,30 +38,22 @@ class Completion:
     n_tokens: int
 
 
-@dataclass(frozen=True)
-class Steering:
-    """How a model is steered: which latents, and by which beta, see `utils.steering.steering_delta`."""
-
-    latents: tuple[int, ...]
-    beta: str
-
-
 def complete(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     alphas: Sequence[float],
-    steering: Steering,
+    steerer: Steerer,
     max_new_tokens: int,
 ) -> list[Completion]:
     """Continue a batch of prompts greedily, each steered by its own strength.
 
     Args:
-        model: with an SAE, see `utils.sae_loading.get_model`.
-        tokenizer: pads on the left.
+        model: what the steerer steers; for latents one with an SAE, see `utils.sae_loading.get_model`.
+        tokenizer: the model's.
         prompts: the rows of the batch.
         alphas: a strength for each row; 0 leaves it unsteered.
-        steering: all latents get a row's strength.
+        steerer: steers.
         max_new_tokens: at most so many tokens are written.
     """
     device = model.get_input_embeddings().weight.device
@@ -70,14 +63,17 @@ def complete(
     input_ids_BT = torch.tensor([[pad] * n + prompt.input_ids for n, prompt in zip(padding, prompts, strict=True)])
     attention_mask_BT = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
     ends = model.generation_config.eos_token_id
-    strengths = {latent: list(alphas) for latent in steering.latents}
+    batch = Batch(input_ids_BT.to(device), attention_mask_BT.to(device))
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0,  # not those the model comes with
         max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends,
     )  # fmt: skip
-    with torch.inference_mode(), model.steer(strengths, beta=steering.beta):
+    with torch.inference_mode(), steerer.applied(model, alphas, batch) as processors:
         written_BT = model.generate(
-            input_ids=input_ids_BT.to(device), attention_mask=attention_mask_BT.to(device), generation_config=greedy
+            input_ids=batch.input_ids_BT,
+            attention_mask=batch.attention_mask_BT,
+            generation_config=greedy,
+            logits_processor=LogitsProcessorList(processors),
         )[:, longest:]
     return [
         _completion(prompt, alpha, ids, tokenizer, ends)
@@ -120,7 +116,7 @@ def sweep(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     alphas: Sequence[float],
-    steering: Steering,
+    steerer: Steerer,
     *,
     log: CompletionLog,
     max_new_tokens: int,
@@ -129,11 +125,11 @@ def sweep(
     """Continue every prompt under every strength; those that the log holds are not repeated.
 
     Args:
-        model: with an SAE.
-        tokenizer: pads on the left.
+        model: see `complete`.
+        tokenizer: the model's.
         prompts: all of them.
         alphas: the strengths.
-        steering: by which latents.
+        steerer: steers.
         log: where completions go, batch by batch.
         max_new_tokens: see `complete`.
         rows: of a batch.
@@ -148,7 +144,7 @@ def sweep(
         for start in range(0, len(todo), rows):
             batch = todo[start : start + rows]
             own_prompts, own_alphas = zip(*batch, strict=True)
-            log.append(complete(model, tokenizer, own_prompts, own_alphas, steering, max_new_tokens))
+            log.append(complete(model, tokenizer, own_prompts, own_alphas, steerer, max_new_tokens))
             bar.update(len(batch))
     wanted = {(prompt.id, alpha) for prompt in prompts for alpha in alphas}
     own = [completion for completion in log.completions if (completion.prompt_id, completion.alpha) in wanted]

@@ -16,7 +16,7 @@ from utils.completions import write_completions
 from utils.concept_latents import concept_latents
 from utils.errors import UserError
 from utils.evaluated import Evaluated, check_fit
-from utils.generation import Completion, CompletionLog, Prompt, Steering, sweep
+from utils.generation import Completion, CompletionLog, Prompt, sweep
 from utils.judges.grading import GRADES, grade, prompt_versions
 from utils.judges.judge import Judge
 from utils.labelled_text import LabelledText
@@ -25,6 +25,7 @@ from utils.results import Results
 from utils.sae_loading import get_model
 from utils.scorers.base import Scored, Scorer, score_cached
 from utils.scorers.fluency import Fluency
+from utils.steerers import LatentSteerer
 from utils.steering_tables import summarise
 from utils.style_transitions import transition_perplexities, transitions
 from utils.tokens import prompt_ids, special_token_ids
@@ -108,7 +109,7 @@ class Sweep:
         prompts = make_prompts(
             self.data, self.split, tokenizer, self.args.max_texts, self.args.seed, self.experiment.cut
         )
-        steering = Steering(self.latents, beta)
+        steering = LatentSteerer(self.latents, beta)
         log = CompletionLog(self._log_path(label, beta, "completions"))
         completions = sweep(
             model, tokenizer, prompts, made_of["alphas"], steering,
@@ -148,7 +149,7 @@ class Sweep:
                 parts.append(grades.reindex(columns=GRADES[name].measures()))
         return pd.concat([pd.DataFrame(columns), *parts], axis=1)
 
-    def _transitions(self, label: str, steering: Steering, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    def _transitions(self, label: str, steering: LatentSteerer, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
         if self.experiment.styles is None or not self.args.transitions:
             return []
         chosen = transitions(

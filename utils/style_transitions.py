@@ -9,11 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.generation import Steering
 from utils.json_lines import append_lines, read_lines
 from utils.labelled_text import Text
 from utils.scorers.base import Scored
 from utils.scorers.fluency import log_perplexities
+from utils.steerers import LatentSteerer
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ def transitions(texts: Sequence[Text], styles: tuple[str, str], n_pairs: int, se
 
 
 def transition_perplexities(
-    model: Any, tokenizer: Any, chosen: Sequence[Transition], alphas: Sequence[float], steering: Steering, path: Path
+    model: Any,
+    tokenizer: Any,
+    chosen: Sequence[Transition],
+    alphas: Sequence[float],
+    steering: LatentSteerer,
+    path: Path,
 ) -> list[dict[str, Any]]:
     """Return the log-perplexity of every next sentence at every strength: alpha, name, pair, value.
 
