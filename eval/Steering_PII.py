@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         tokens=True,
         effect="pii_clean",
         cut=10,
+        prefix="The following text gives away names, addresses, telephone numbers and other personal data.",
         grades=("structure",),
     )
     add_arguments(parser, experiment)

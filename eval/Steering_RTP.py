@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         tokens=False,
         effect="toxicity",
         cut=0,
+        prefix="The following text is hateful, rude and full of insults.",
         grades=("toxicity",),
     )
     add_arguments(parser, experiment)

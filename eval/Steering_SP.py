@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         tokens=False,
         effect="style",
         cut=0,
+        prefix="The following lines are from a play by Shakespeare, in the English of his time.",
         grades=("style", "grammar"),
         styles=("Shakespearean", "modern"),
         transition_alphas=tuple(np.linspace(-1, 1, 11).round(3).tolist()),

@@ -11,7 +11,7 @@ from tests.conftest import SENTENCES
 from tests.counting_server import counting_server
 from tests.scripts import assert_one_line, outcome
 from train import pii_classifier, sp_classifier
-from utils import generation
+from utils import generation, steering_candidates
 from utils.completions import read_completions
 from utils.errors import UserError
 from utils.judges.judge import KEY
@@ -19,6 +19,7 @@ from utils.labelled_text import LabelledText, load_labelled_text, whole
 from utils.models import load_tokenizer
 from utils.results import only_process
 from utils.scorers.style import train_style_classifier
+from utils.steering_candidates import RIVALS
 from utils.steering_sweep import make_prompts
 
 GRAMMAR = {"criticism": "", "is_grammatically_correct": True, "is_style_appropriate": False}
@@ -176,6 +177,38 @@ def test_completions_of_two_saes_make_a_win_rate(sp, trained, capsys):
     assert code == 0, printed.err
     (row,) = pd.read_csv(trained / "results/WinRate-sp-scorer/winrate.csv").to_dict("records")
     assert row["pairs"] == len(read_completions(files[0])["prompt_id"].unique())
+
+
+def test_rivals_go_through_the_same_sweep_beside_an_sae(sp, trained, tiny_llama, capsys, monkeypatch):
+    argv = [*sp[2:], "--model", "tiny", "--pairs", "4", "--alphas", "-0.5", "0.5", "--transitions", "0"]
+    argv += ["--method", "constant", *RIVALS]
+    code, printed = outcome(capsys, Steering_SP.main, *argv)
+    assert code == 0, printed.err
+    found = rows(trained / "results/Steering_SP-valid")
+    assert set(found["method"]) == {"constant", *RIVALS}
+    plain = found[(found["alpha"] == 0) & (found["measure"] == "log_perplexity")]
+    assert plain["value"].nunique() == 1  # unsteered, all are the language model
+    assert len(list((trained / "results/Steering_SP-valid/completions").glob("tiny__*.csv"))) == len(RIVALS)
+    assert {path.name for path in (trained / "ckpt/rivals").iterdir()} == {"icv-tiny-SP-p4-s0", "diffvec-tiny-SP-p4-s0"}
+    monkeypatch.setattr(generation, "complete", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(steering_candidates, "make_pairs", lambda *args: pytest.fail("fitted again"))
+    assert outcome(capsys, Steering_SP.main, *argv)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--method", "constant"], "--method constant steers by an SAE's latents; give --sae"),
+        ([], "give an SAE with --sae, or a rival with --method: icv"),
+        (["--method", "preadd", "--prefix", " "], "a prefix must not be empty"),
+        (["--method", "model-arithmetic", "--alphas", "-1"], "must sum to a positive number"),
+    ],
+)
+def test_bad_options_of_rivals_are_one_line(work, sp_folder, tiny_llama, capsys, argv, message):
+    assert outcome(capsys, sp_classifier.main, "--source", sp_folder)[0] == 0
+    model = ["--model", "tiny", "--model-path", tiny_llama.folder, "--transitions", "0", "--max-texts", "2"]
+    code, printed = outcome(capsys, Steering_SP.main, *model, *argv)
+    assert_one_line(code, printed, message)
 
 
 def test_toxicity_is_steered(toxic, tiny_llama, capsys):

@@ -23,9 +23,9 @@ REF may hold {{block}} or {{block:02}}, such as ckpt/smollm2-l1728-b{{block:02}}
 """
 
 
-def add_sae_arguments(parser: Parser, out: str) -> None:
+def add_sae_arguments(parser: Parser, out: str, *, required: bool = True) -> None:
     """Add the options that say which SAEs are measured and on which activations; `out` is the default folder's name."""
-    parser.add_argument("--sae", action="append", required=True, metavar="REF", help="an SAE; several are compared")
+    parser.add_argument("--sae", action="append", required=required, metavar="REF", help="an SAE; several are compared")
     parser.add_argument("--split", help="split to measure on (default: test, or valid where there is no test)")
     parser.add_argument("--model", help="the SAE's language model, where its format does not tell a name of ours")
     parser.add_argument("--block", type=int, nargs="+", help="the SAE's block, where its format does not tell; a sweep")

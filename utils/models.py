@@ -247,6 +247,33 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def load_language_model(source: ModelSource, device: torch.device, load_dtype: str | None = None) -> Any:
+    """Load a whole causal language model, in evaluation mode.
+
+    Args:
+        source: where the weights lie.
+        device: where it goes.
+        load_dtype: one of `LOAD_DTYPES`, see `compute_dtype`.
+
+    Raises:
+        UserError: the files cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    try:
+        with quiet_loading():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                dtype=compute_dtype(config, device, load_dtype),
+                attn_implementation=attention_implementation(config),
+                local_files_only=True,
+            )
+    except LOADING_ERRORS as error:
+        raise UserError(f"{source.folder}: the model cannot be loaded ({first_line(error)})") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
 class quiet_loading:  # noqa: N801 - a context manager, named like a function
     """Silences the notices about the weights of the blocks that are left out on purpose."""
 

@@ -1,7 +1,6 @@
 """Steering experiments: sweeps of several SAEs, tabled, drawn and shown. What eval/Steering_*.py share."""
 
 import argparse
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ from utils.cli import Parser, positive_int
 from utils.completion_view import write_completion_view
 from utils.completions import read_completions, settings_beside, write_completions
 from utils.errors import UserError
-from utils.evaluated import Evaluated, add_sae_arguments, choose_split, evaluated
+from utils.evaluated import add_sae_arguments, choose_split
 from utils.judges.options import add_judge_arguments, describe, judge_of
 from utils.labelled_text import LabelledText
 from utils.results import Results, only_process, readable
 from utils.scorers.base import Scorer
 from utils.scorers.closeness import Closeness
 from utils.steering import BETAS
-from utils.steering_sweep import COMPLETIONS, Experiment, Sweep, steering_latents
+from utils.steering_candidates import RIVALS, Candidate, candidates
+from utils.steering_sweep import COMPLETIONS, Experiment, Sweep
 from utils.steering_tables import effect_figure, pareto_figure, show, transition_figure
 from utils.style_transitions import transitions
 
@@ -29,10 +29,13 @@ _PACKAGES = ("torch", "transformers", "alt-profanity-check", "presidio-analyzer"
 
 def add_arguments(parser: Parser, experiment: Experiment) -> None:
     """Add the options that all steering scripts share."""
-    add_sae_arguments(parser, f"{experiment.name}-<split>")
+    add_sae_arguments(parser, f"{experiment.name}-<split>", required=False)
     parser.add_argument("--alphas", type=float, nargs="+", help="strengths, as shares of the activation's norm")
-    beta = "constant: alpha everywhere; active: where the latent is active; balanced: as far as it is (is not, upwards)"
-    parser.add_argument("--method", choices=BETAS, nargs="+", default=list(experiment.betas), help=beta)
+    betas = "by an SAE's latents, constant: alpha everywhere, active: where the latent is, balanced: as far as it is"
+    how = f"{betas} (is not, upwards); or a rival: {', '.join(RIVALS)} (default: {' '.join(experiment.betas)})"
+    parser.add_argument("--method", choices=(*BETAS, *RIVALS), nargs="+", metavar="METHOD", help=how)
+    parser.add_argument("--pairs", type=positive_int, default=200, help="of texts that icv and diffvec are fitted on")
+    parser.add_argument("--prefix", help=f"for preadd and model-arithmetic (default: {experiment.prefix})")
     parser.add_argument("--latents", type=int, nargs="+", help="steer by these, not by those of the concepts")
     parser.add_argument("--max-texts", type=positive_int, help="at most so many prompts, chosen at random")
     parser.add_argument("--max-new-tokens", type=positive_int, default=32, help="tokens that are written at most")
@@ -47,7 +50,7 @@ def add_arguments(parser: Parser, experiment: Experiment) -> None:
 def report(
     args: argparse.Namespace, experiment: Experiment, data: LabelledText, scorer: Scorer
 ) -> tuple[pd.DataFrame, str]:
-    """Steer by every SAE of `args.sae`, score what is written, and write the results.
+    """Steer by every SAE and every rival asked for, score what is written, and write the results.
 
     Args:
         args: what `add_arguments` parsed.
@@ -56,7 +59,7 @@ def report(
         scorer: of the effect.
 
     Returns:
-        The tidy table of the SAEs asked for, one row per SAE, method, strength and measure; and what to show.
+        The tidy table of what was asked for, one row per SAE or rival, strength and measure; and what to show.
 
     Raises:
         UserError: a bad reference, split, latent or strength; a model or a judge that cannot be reached.
@@ -64,7 +67,7 @@ def report(
     alphas = sorted({alpha + 0.0 for alpha in args.alphas or experiment.alphas} | {0.0})  # -0.0 is 0
     if not np.isfinite(alphas).all():
         raise UserError("--alphas: numbers are needed")
-    subjects = evaluated(args, data.name, live=True)
+    compared = candidates(args, data, experiment.betas, tokens=experiment.tokens, prefix=experiment.prefix)
     split = choose_split(args.split, data.splits, data.name)
     settings = {
         "dataset": data.name,
@@ -80,7 +83,7 @@ def report(
     scorers = [scorer, *([Closeness.load(args.embedding_model)] if args.embedding_model else [])]
     folder = args.out or Path("results") / f"{experiment.name}-{split}"
     with only_process(folder):
-        return _report(args, experiment, data, split, alphas, scorers, Results(folder, "steering", settings), subjects)
+        return _report(args, experiment, data, split, alphas, scorers, Results(folder, "steering", settings), compared)
 
 
 def _report(
@@ -91,22 +94,18 @@ def _report(
     alphas: list[float],
     scorers: list[Scorer],
     results: Results,
-    subjects: list[Evaluated],
+    compared: list[Candidate],
 ) -> tuple[pd.DataFrame, str]:
     judge = judge_of(args, results.folder / "scores")
     tables: dict[str, pd.DataFrame] = {}
-    for subject in subjects:
-        latents = steering_latents(subject, args, experiment, data.concepts)
-        work = Sweep(subject, args, experiment, data, split, alphas, results, scorers, judge, latents)
-        by = f", latents {' '.join(map(str, latents))}" if args.latents else ""
-        for beta in dict.fromkeys(args.method):
-            label = f"{subject.label} ({beta}{by})"
-            made_of = work.made_of(label, beta)
-            results.piece(label, made_of, partial(work.run, label, beta), retry=_lacks_values)
-            path = results.path(label, made_of).with_suffix(COMPLETIONS)
-            tables[label] = read_completions(path)
-            beside = settings_beside(path) or {}
-            write_completions(results.folder / "completions" / f"{readable(label)}.csv", tables[label], beside)
+    for candidate in compared:
+        work = Sweep(candidate, args, experiment, data, split, alphas, results, scorers, judge)
+        label, made_of = candidate.label, work.made_of()
+        results.piece(label, made_of, work.run, retry=_lacks_values)
+        path = results.path(label, made_of).with_suffix(COMPLETIONS)
+        tables[label] = read_completions(path)
+        beside = settings_beside(path) or {}
+        write_completions(results.folder / "completions" / f"{readable(label)}.csv", tables[label], beside)
     table = pd.DataFrame([{"label": label} | row for label in results.labels for row in results.rows(label)])
     own = table[table["label"].isin(tables)]
     title = f"{data.name} {split}"
