@@ -105,26 +105,24 @@ def equal_effect(table: pd.DataFrame, setting: Setting) -> str:
 
 
 def equal_quality(table: pd.DataFrame, setting: Setting) -> str:
-    """Return how far each SAE goes on either side while the language stays as good.
+    """Return what each SAE reaches, on either side, where the perplexity has first risen by so much.
 
-    That is, as far from 0 as at every strength up to there the perplexity has risen by no more than so many nats and
-    the share of repeated words by no more than 0.05 (by repetition alone, perplexity falls).
+    Repetition stands beside it, as perplexity alone falls where a text goes round in circles.
     """
     plain = _plain(table)
+    measures = [setting.effect, "repetition", "distinct_2"]
     rows = []
     for nats in NATS:
         for sign, side in ((1, "up"), (-1, "down")):
-            for label, own in table[table["alpha"] * sign >= 0].groupby("label", sort=False):
-                values = own.pivot_table(index="alpha", columns="measure", values="value")
-                values = values.loc[sorted(values.index, key=abs)]
-                good = (values["log_perplexity"] <= plain["log_perplexity"] + nats) & (
-                    values["repetition"] <= plain["repetition"] + 0.05
-                )
-                kept = values[good.cummin()]
-                if len(values) > 1:
-                    alpha, effect = kept.index[-1], kept[setting.effect].iloc[-1]
-                    rows.append([f"+{nats:g} nats, {side}", _name(table, label), f"{alpha:g}", _shown(effect)])
-    return _markdown(["quality", "SAE", "alpha", setting.effect], rows)
+            own = table[table["alpha"] * sign >= 0]
+            if own["alpha"].abs().max() == 0:
+                continue
+            given = plain["log_perplexity"] + nats
+            found = {name: at_equal(own, "log_perplexity", name, given).set_index("label") for name in measures}
+            for label in found[setting.effect].index:
+                values = [found[setting.effect].loc[label, "alpha"], *(found[m].loc[label, m] for m in measures)]
+                rows.append([f"+{nats:g} nats, {side}", _name(table, label), *map(_shown, values)])
+    return _markdown(["log-perplexity", "SAE", "alpha", *measures], rows)
 
 
 def _plain(table: pd.DataFrame) -> dict[str, float]:
