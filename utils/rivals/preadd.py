@@ -1,5 +1,6 @@
 """PreAdd (Pei et al. 2023): l + alpha (l_prefix - l), l the model's logits, l_prefix those behind a prefix."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ class FormulaSteerer(Steerer):
     prefix: str
     tokenizer: Any
 
+    @abstractmethod
     def formula(self, strength_B: Weight) -> Formula:
         """Return the formula for these strengths."""
-        raise NotImplementedError
 
     @property
     def made_of(self) -> dict[str, Any]:
