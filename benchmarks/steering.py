@@ -6,7 +6,8 @@ compared is timed in turn, round after round, in one process.
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from llama3_SAE import LLama3_SAE
 from utils.cli import Parser, positive_int, run
 from utils.generation import CompletionLog, Prompt, complete, sweep
 from utils.models import default_device, find_model, load_tokenizer
+from utils.rivals.icv import ICV
+from utils.rivals.model_arithmetic import ModelArithmetic
+from utils.rivals.preadd import PreAdd
 from utils.sae import SAE, SAEConfig
-from utils.steerers import LatentSteerer
+from utils.steerers import LatentSteerer, Steerer
 from utils.steering_sweep import make_prompts
 
 BLOCK, N_LATENTS, K = 15, 1728, 144
 N_TOKENS = 32
+PREFIX = "The following text gives away names, addresses, telephone numbers and other personal data."
 ROWS = 8
 ALPHAS = np.linspace(-1, 1, 11).round(3).tolist()
 EXAMPLES = """\
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{torch.get_num_threads()} threads, {default_device()}, {N_TOKENS} new tokens a prompt\n")
     print("| what | tok/s | against | ratio |\n|---|---|---|---|")
     _measure_steering(model, tokenizer, prompts[:ROWS], args.rounds)
+    _measure_rivals(model, tokenizer, prompts[:ROWS], args.rounds)
     _measure_sweep(model, tokenizer, prompts, args.rounds)
 
 
@@ -71,6 +77,29 @@ def _measure_steering(model: Any, tokenizer: Any, prompts: list[Prompt], rounds:
         print(f"| {name}, batch of {len(prompts)} | {speed:.0f} | plain | **{ratio:.2f}** |")
 
 
+def _measure_rivals(model: Any, tokenizer: Any, prompts: list[Prompt], rounds: int) -> None:
+    """Time the rivals in the same way: the seconds of each over those of plain generation."""
+    torch.manual_seed(0)
+    vectors_LD = torch.randn(model.config.num_hidden_layers, model.config.hidden_size)
+    steerers: dict[str, Steerer] = {
+        "plain": LatentSteerer((), "constant"),
+        "icv, or diffvec": ICV(vectors_LD, {}),
+        "preadd": PreAdd(PREFIX, tokenizer),
+        "model arithmetic, linear": ModelArithmetic(PREFIX, tokenizer),
+        "model arithmetic, union": ModelArithmetic(PREFIX, tokenizer, union=True),
+    }
+    strengths = [-0.3] * len(prompts)
+    works = {
+        name: partial(complete, model, tokenizer, prompts, strengths, steerer, N_TOKENS)
+        for name, steerer in steerers.items()
+    }
+    times = _interleaved(works, rounds)
+    for name in list(steerers)[1:]:
+        ratio = float(np.median(np.divide(times[name], times["plain"])))
+        speed = len(prompts) * N_TOKENS / float(np.median(times[name]))
+        print(f"| {name}, batch of {len(prompts)} | {speed:.0f} | seconds over plain | **{ratio:.2f}** |")
+
+
 def _measure_sweep(model: Any, tokenizer: Any, prompts: list[Prompt], rounds: int) -> None:
     """Time a sweep of 11 strengths against 11 runs, one for each."""
     steering = LatentSteerer((0,), "constant")
@@ -93,7 +122,7 @@ def _measure_sweep(model: Any, tokenizer: Any, prompts: list[Prompt], rounds: in
     print(f"| a sweep of 11 strengths, 64 rows a batch | {speeds['together']:.0f} | {against} | **{ratio:.2f}** |")
 
 
-def _interleaved(works: dict[str, Callable[[], None]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def _interleaved(works: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(warm_up + rounds):
         for name, work in works.items():
