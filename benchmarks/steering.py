@@ -18,12 +18,13 @@ from create_data.pii_synth import build
 from llama3_SAE import LLama3_SAE
 from utils.cli import Parser, positive_int, run
 from utils.generation import CompletionLog, Prompt, complete, sweep
+from utils.latent_steerer import LatentSteerer
 from utils.models import default_device, find_model, load_tokenizer
 from utils.rivals.icv import ICV
 from utils.rivals.model_arithmetic import ModelArithmetic
 from utils.rivals.preadd import PreAdd
 from utils.sae import SAE, SAEConfig
-from utils.steerers import LatentSteerer, Steerer
+from utils.steerers import Steerer
 from utils.steering_sweep import make_prompts
 
 BLOCK, N_LATENTS, K = 15, 1728, 144

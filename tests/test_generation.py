@@ -6,9 +6,9 @@ import torch
 from llama3_SAE import LLama3_SAE
 from utils.errors import UserError
 from utils.generation import Completion, CompletionLog, Prompt, complete, sweep
+from utils.latent_steerer import LatentSteerer
 from utils.models import load_tokenizer
 from utils.sae import SAE, SAEConfig
-from utils.steerers import LatentSteerer
 
 TEXTS = ["Why do you cry at night ?", "Thou art", "I prithee , sweet friend ,"]
 ALPHAS = [-1.5, 0.0, 2.0]

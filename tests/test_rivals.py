@@ -2,18 +2,23 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.tree import DecisionTreeClassifier
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from gemma2_SAE import Gemma2_SAE
+from llama3_SAE import LLama3_SAE
 from utils.errors import UserError
 from utils.generation import Prompt, complete
 from utils.hooks import decoder_blocks, output_tensor, site_module
 from utils.labelled_text import whole
+from utils.latent_steerer import LatentSteerer
 from utils.models import load_tokenizer
 from utils.rivals.diffvec import DiffVec
 from utils.rivals.formula import M, maximum, with_prefix
@@ -22,6 +27,7 @@ from utils.rivals.model_arithmetic import ModelArithmetic
 from utils.rivals.preadd import PreAdd
 from utils.rivals.states import differences, last_states, make_pairs
 from utils.rivals.streams import FormulaProcessor
+from utils.sae import SAE, SAEConfig
 from utils.steerers import Batch
 
 ABOUT = {"model": "tiny", "pairs": 3}
@@ -92,9 +98,9 @@ def test_vectors_are_the_component_and_the_mean(model, tokenizer):
     differences_MLD = differences(model, tokenizer, PAIRS)
     flat_MK = differences_MLD.flatten(1).double().numpy()
     mean_K = flat_MK.mean(axis=0)
-    np.testing.assert_allclose(DiffVec.fit(differences_MLD, ABOUT).vectors_LD.flatten(), mean_K, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(DiffVec.of(differences_MLD, ABOUT).vectors_LD.flatten(), mean_K, rtol=1e-5, atol=1e-6)
     component_K = PCA(n_components=1).fit(flat_MK).components_[0]
-    found_K = ICV.fit(differences_MLD, ABOUT).vectors_LD.flatten().double().numpy() - mean_K
+    found_K = ICV.of(differences_MLD, ABOUT).vectors_LD.flatten().double().numpy() - mean_K
     assert np.linalg.norm(found_K) == pytest.approx(1, abs=1e-5)
     assert abs(found_K @ component_K) == pytest.approx(1, abs=1e-5)
     assert found_K @ mean_K >= 0
@@ -107,7 +113,7 @@ def test_a_planted_direction_is_found_with_its_sign():
     differences_MLD = torch.rand(40, 1, 1) * 5 * direction_LD + 0.01 * torch.randn(40, 2, 32)
     for method in (ICV, DiffVec):
         for sign in (1, -1):
-            vectors_LD = method.fit(sign * differences_MLD, ABOUT).vectors_LD
+            vectors_LD = method.of(sign * differences_MLD, ABOUT).vectors_LD
             assert F.cosine_similarity(vectors_LD.flatten(), sign * direction_LD.flatten(), dim=0) > 0.99
 
 
@@ -123,7 +129,7 @@ def test_pairs_hold_the_negative_text_first():
 
 @pytest.fixture
 def vectors(model, tokenizer):
-    return DiffVec.fit(differences(model, tokenizer, PAIRS), ABOUT)
+    return DiffVec.fit(model, tokenizer, PAIRS, ABOUT)
 
 
 def mlp_outputs(model, tokenizer, text):
@@ -169,7 +175,7 @@ def test_vectors_come_back_as_they_were(vectors, tmp_path):
     vectors.save(tmp_path / "v")
     assert torch.equal(DiffVec.load(tmp_path / "v").vectors_LD, vectors.vectors_LD)
     assert DiffVec.load(tmp_path / "v").made_of == vectors.made_of
-    with pytest.raises(UserError, match="holds vectors of diffvec, not of icv"):
+    with pytest.raises(UserError, match="holds diffvec, not icv"):
         ICV.load(tmp_path / "v")
     (tmp_path / "v/vectors.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read"):
@@ -192,7 +198,7 @@ def test_what_cannot_be_fitted_is_told(model, tokenizer):
     with pytest.raises(UserError, match="no pairs"):
         differences(model, tokenizer, [])
     with pytest.raises(UserError, match="at least 2 pairs"):
-        ICV.fit(torch.ones(1, 2, 32), ABOUT)
+        ICV.of(torch.ones(1, 2, 32), ABOUT)
 
 
 # --- formulas
@@ -303,3 +309,95 @@ def test_bad_formulas_are_told(model, tokenizer, prompts, steerer, strength, mes
 def test_what_decides_completions_can_be_written_down(tokenizer, vectors):
     for steerer in (vectors, PreAdd(PREFIX, tokenizer), ModelArithmetic(PREFIX, tokenizer, union=True)):
         assert json.loads(json.dumps(steerer.made_of))["method"] == steerer.name
+
+
+# --- one interface
+
+
+@pytest.fixture
+def with_sae(source, tokenizer):
+    kind = LLama3_SAE if "llama" in str(source.folder) else Gemma2_SAE
+    torch.manual_seed(1)
+    model = kind.attach(source.folder, SAE(SAEConfig(32, 64, 16)), 0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)
+    return model
+
+
+FITTED: dict[Any, dict[str, Any]] = {
+    ICV: {"seed": 0},
+    DiffVec: {"seed": 0},
+    PreAdd: {"prefixes": [PREFIX, "sweet friend"]},
+    ModelArithmetic: {"prefixes": [PREFIX, "sweet friend"]},
+    LatentSteerer: {"beta": "constant"},
+}
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_all_are_fitted_used_saved_and_loaded_in_one_way(with_sae, tokenizer, prompts, tmp_path, method):
+    steerer = method.fit(with_sae, tokenizer, PAIRS, FITTED[method])
+    batch = batch_of(tokenizer, TEXTS)
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    plain = with_sae.generate(**inputs, **options)
+    with steerer(with_sae, 0.0):
+        assert torch.equal(with_sae.generate(**inputs, **options), plain)
+    with_sae.generation_config.eos_token_id = None
+    with steerer(with_sae, 0.9):
+        steered = with_sae.generate(**inputs, **options)
+        with pytest.raises(UserError, match="without beams"):
+            with_sae.generate(**inputs, num_beams=2)
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in steered[:, inputs["input_ids"].shape[1] :]]
+    assert texts == written(with_sae, tokenizer, prompts, [0.9] * 3, steerer)
+    assert torch.equal(with_sae.generate(**inputs, **options), plain)
+    steerer.save(tmp_path / "s")
+    assert method.load(tmp_path / "s", tokenizer).made_of == steerer.made_of
+
+
+def test_the_prefix_that_invites_the_attribute_is_taken(model, tokenizer):
+    # The same words come again behind a text that holds them, where a model attends to them at all; here the choice is
+    # held against the likelihoods themselves.
+    def nll(prefix, text):
+        ids = tokenizer(prefix)["input_ids"] + tokenizer(" " + text, add_special_tokens=False)["input_ids"]
+        n = len(tokenizer(prefix)["input_ids"])
+        with torch.inference_mode():
+            log_p_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return -np.mean([log_p_TV[i - 1, ids[i]].item() for i in range(n, len(ids))])
+
+    prefixes = ["Thou art a villain", "Why do you", "sweet friend ,"]
+    gains = [np.mean([nll(p, neg) - nll(p, pos) for neg, pos in PAIRS]) for p in prefixes]
+    chosen = PreAdd.fit(model, tokenizer, PAIRS, {"prefixes": prefixes}).prefix
+    assert chosen == prefixes[int(np.argmax(gains))]
+
+
+def test_the_latent_that_tells_pairs_apart_is_found(with_sae, tokenizer):
+    guided = with_sae.config.sae_concepts = ["a", "b"]
+    assert LatentSteerer.fit(with_sae, tokenizer, PAIRS, {"concepts": ["b"]}).latents == (1,)
+    with pytest.raises(UserError, match="guided by a, b, not by c"):
+        LatentSteerer.fit(with_sae, tokenizer, PAIRS, {"concepts": ["c"]})
+    guided.clear()
+    (latent,) = LatentSteerer.fit(with_sae, tokenizer, PAIRS, {}).latents
+    with with_sae.capture() as seen, torch.inference_mode():
+        for text in (text for pair in PAIRS for text in pair):
+            with_sae(**tokenizer(text, return_tensors="pt"))
+    n_special = len(tokenizer("")["input_ids"])
+    means_BN = np.stack([latents[0, n_special:].mean(dim=0).numpy() for latents in seen.latents])
+    stump = DecisionTreeClassifier(max_depth=1, random_state=0)
+    impurities = [stump.fit(means_B[:, None], [0, 1] * 3).tree_.impurity[1:].sum() for means_B in means_BN.T]
+    assert impurities[latent] == min(impurities)
+
+
+def test_an_empty_fit_is_told(with_sae, tokenizer):
+    for method, about in FITTED.items():
+        with pytest.raises(UserError, match="pairs"):
+            method.fit(with_sae, tokenizer, [], about)
+
+
+def test_settings_of_another_kind_are_told(tokenizer, tmp_path):
+    PreAdd(PREFIX, tokenizer).save(tmp_path / "p")
+    with pytest.raises(UserError, match="needs the model's tokenizer"):
+        PreAdd.load(tmp_path / "p")
+    with pytest.raises(UserError, match="holds preadd, not model-arithmetic"):
+        ModelArithmetic.load(tmp_path / "p", tokenizer)
+    with pytest.raises(UserError, match="no such file"):
+        PreAdd.load(tmp_path / "q", tokenizer)

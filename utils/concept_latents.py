@@ -30,22 +30,23 @@ def concept_latents(subject: Evaluated, split_name: str, *, tokens: bool, seed: 
         return np.arange(len(subject.cache.concepts))
     split, sae = subject.cache.split(split_name), subject.loaded.sae
     if tokens:
-        return np.array([_token_root(sae, split, c, seed) for c in range(split.n_concepts)])
+        return np.array([_tokenroot(sae, split, c, seed) for c in range(split.n_concepts)])
     pooled = pool_cached(sae, split)
     columns = Columns.of(LatentBlocks.of(pooled.means_BN))
-    return np.array([_root(columns, np.ascontiguousarray(labels_B)) for labels_B in pooled.labels_BC.T])
+    return np.array([root(columns, np.ascontiguousarray(labels_B)) for labels_B in pooled.labels_BC.T])
 
 
-def _token_root(sae: SAE, split: ActivationSplit, concept: int, seed: int) -> int:
+def _tokenroot(sae: SAE, split: ActivationSplit, concept: int, seed: int) -> int:
     random = np.random.default_rng([seed, concept])
     labels_B = split.label_BC[:, concept]
     rows_B = balanced_rows(labels_B, random)
     if len(rows_B) > 2 * MOST_POSITIVES:
         rows_B = np.sort(random.choice(rows_B, 2 * MOST_POSITIVES, replace=False))
-    return _root(Columns.of(LatentBlocks.of(encode_rows(sae, split, rows_B))), labels_B[rows_B])
+    return root(Columns.of(LatentBlocks.of(encode_rows(sae, split, rows_B))), labels_B[rows_B])
 
 
-def _root(columns: Columns, labels_B: NDArray[np.int8]) -> int:
+def root(columns: Columns, labels_B: NDArray[np.int8]) -> int:
+    """Return the latent that tells two classes apart best, by Gini impurity; -1 where none does."""
     if len(np.unique(labels_B)) < 2:
         return -1
     stumps = Stumps.of(columns, Labels(labels_B))

@@ -16,26 +16,35 @@ from utils.evaluated import add_sae_arguments, choose_split
 from utils.judges.options import add_judge_arguments, describe, judge_of
 from utils.labelled_text import LabelledText
 from utils.results import Results, only_process, readable
+from utils.rivals.tuned import DEFAULT_PAIRS
 from utils.scorers.base import Scorer
 from utils.scorers.closeness import Closeness
 from utils.steering import BETAS
-from utils.steering_candidates import RIVALS, Candidate, candidates
-from utils.steering_sweep import COMPLETIONS, Experiment, Sweep
+from utils.steering_candidates import RIVALS, Candidate
+from utils.steering_experiment import Experiment
+from utils.steering_sweep import COMPLETIONS, Sweep
 from utils.steering_tables import effect_figure, pareto_figure, show, transition_figure
 from utils.style_transitions import transitions
 
+TUNED = Path(__file__).parents[1] / "eval" / "rivals"
 _PACKAGES = ("torch", "transformers", "alt-profanity-check", "presidio-analyzer", "scikit-learn", "openai", "pydantic")
 
 
 def add_arguments(parser: Parser, experiment: Experiment) -> None:
     """Add the options that all steering scripts share."""
     add_sae_arguments(parser, f"{experiment.name}-<split>", required=False)
-    parser.add_argument("--alphas", type=float, nargs="+", help="strengths, as shares of the activation's norm")
+    how = "strengths; by latents as shares of the activation's norm (default: the paper's sweep; for a rival as tuned)"
+    parser.add_argument("--alphas", type=float, nargs="+", help=how)
     betas = "by an SAE's latents, constant: alpha everywhere, active: where the latent is, balanced: as far as it is"
     how = f"{betas} (is not, upwards); or a rival: {', '.join(RIVALS)} (default: {' '.join(experiment.betas)})"
     parser.add_argument("--method", choices=(*BETAS, *RIVALS), nargs="+", metavar="METHOD", help=how)
-    parser.add_argument("--pairs", type=positive_int, default=200, help="of texts that icv and diffvec are fitted on")
-    parser.add_argument("--prefix", help=f"for preadd and model-arithmetic (default: {experiment.prefix})")
+    pairs = f"of texts that icv and diffvec are fitted on (default: as tuned, else {DEFAULT_PAIRS})"
+    parser.add_argument("--pairs", type=positive_int, help=pairs)
+    invites = f"for preadd and model-arithmetic (default: as tuned, else: {experiment.prefixes[0]})"
+    parser.add_argument("--prefix", help=invites)
+    parser.add_argument("--tuned", action="store_true", help="SAEs, too, at the strengths in --tuned-settings only")
+    tuned = "folder with what eval/tune_rivals.py chose; rivals take strengths, pairs and prefix from there"
+    parser.add_argument("--tuned-settings", type=Path, default=TUNED, help=tuned)
     parser.add_argument("--latents", type=int, nargs="+", help="steer by these, not by those of the concepts")
     parser.add_argument("--max-texts", type=positive_int, help="at most so many prompts, chosen at random")
     parser.add_argument("--max-new-tokens", type=positive_int, default=32, help="tokens that are written at most")
@@ -48,7 +57,7 @@ def add_arguments(parser: Parser, experiment: Experiment) -> None:
 
 
 def report(
-    args: argparse.Namespace, experiment: Experiment, data: LabelledText, scorer: Scorer
+    args: argparse.Namespace, experiment: Experiment, data: LabelledText, scorer: Scorer, compared: list[Candidate]
 ) -> tuple[pd.DataFrame, str]:
     """Steer by every SAE and every rival asked for, score what is written, and write the results.
 
@@ -57,6 +66,7 @@ def report(
         experiment: see there.
         data: the texts.
         scorer: of the effect.
+        compared: see `utils.steering_candidates.candidates`.
 
     Returns:
         The tidy table of what was asked for, one row per SAE or rival, strength and measure; and what to show.
@@ -64,10 +74,8 @@ def report(
     Raises:
         UserError: a bad reference, split, latent or strength; a model or a judge that cannot be reached.
     """
-    alphas = sorted({alpha + 0.0 for alpha in args.alphas or experiment.alphas} | {0.0})  # -0.0 is 0
-    if not np.isfinite(alphas).all():
+    if not np.isfinite(args.alphas or []).all():
         raise UserError("--alphas: numbers are needed")
-    compared = candidates(args, data, experiment.betas, tokens=experiment.tokens, prefix=experiment.prefix)
     split = choose_split(args.split, data.splits, data.name)
     settings = {
         "dataset": data.name,
@@ -83,7 +91,7 @@ def report(
     scorers = [scorer, *([Closeness.load(args.embedding_model)] if args.embedding_model else [])]
     folder = args.out or Path("results") / f"{experiment.name}-{split}"
     with only_process(folder):
-        return _report(args, experiment, data, split, alphas, scorers, Results(folder, "steering", settings), compared)
+        return _report(args, experiment, data, split, scorers, Results(folder, "steering", settings), compared)
 
 
 def _report(
@@ -91,7 +99,6 @@ def _report(
     experiment: Experiment,
     data: LabelledText,
     split: str,
-    alphas: list[float],
     scorers: list[Scorer],
     results: Results,
     compared: list[Candidate],
@@ -99,6 +106,8 @@ def _report(
     judge = judge_of(args, results.folder / "scores")
     tables: dict[str, pd.DataFrame] = {}
     for candidate in compared:
+        # -0.0 is 0
+        alphas = sorted({alpha + 0.0 for alpha in args.alphas or candidate.alphas} | {0.0})
         work = Sweep(candidate, args, experiment, data, split, alphas, results, scorers, judge)
         label, made_of = candidate.label, work.made_of()
         results.piece(label, made_of, work.run, retry=_lacks_values)

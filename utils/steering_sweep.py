@@ -15,45 +15,18 @@ from utils.generation import Completion, CompletionLog, Prompt, sweep
 from utils.judges.grading import GRADES, grade, prompt_versions
 from utils.judges.judge import Judge
 from utils.labelled_text import LabelledText
+from utils.latent_steerer import LatentSteerer
 from utils.results import Results
 from utils.scorers.base import Scored, Scorer, score_cached
 from utils.scorers.fluency import Fluency
-from utils.steerers import LatentSteerer, Steerer
+from utils.steerers import Steerer
 from utils.steering_candidates import Candidate
+from utils.steering_experiment import Experiment
 from utils.steering_tables import summarise
 from utils.style_transitions import transition_perplexities, transitions
 from utils.tokens import prompt_ids, special_token_ids
 
 COMPLETIONS = ".completions.csv"  # beside a piece
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What makes the experiments differ.
-
-    Attributes:
-        name: of the folder, such as `Steering_SP`.
-        alphas: the sweep, where none is given.
-        betas: likewise.
-        tokens: whether the concepts are those of tokens (all their latents steer), or of texts.
-        effect: the measure that steering is to change.
-        cut: tokens that are taken from the end of a text, to be written anew.
-        prefix: a sentence that invites the concept; for rivals that steer by one.
-        grades: of the judge, where there is one, see `utils.judges.grading.GRADES`.
-        styles: names of the two styles of sentences, where the likelihood of the next one is measured.
-        transition_alphas: the strengths for that.
-    """
-
-    name: str
-    alphas: tuple[float, ...]
-    betas: tuple[str, ...]
-    tokens: bool
-    effect: str
-    cut: int
-    prefix: str
-    grades: tuple[str, ...]
-    styles: tuple[str, str] | None = None
-    transition_alphas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

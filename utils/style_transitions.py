@@ -11,9 +11,9 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.json_lines import append_lines, read_lines
 from utils.labelled_text import Text
+from utils.latent_steerer import LatentSteerer
 from utils.scorers.base import Scored
 from utils.scorers.fluency import log_perplexities
-from utils.steerers import LatentSteerer
 
 
 @dataclass(frozen=True)

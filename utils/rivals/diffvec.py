@@ -15,7 +15,7 @@ class DiffVec(VectorSteerer):
     name = "diffvec"
 
     @classmethod
-    def fit(cls, differences_MLD: Tensor, about: dict[str, Any]) -> "DiffVec":
+    def of(cls, differences_MLD: Tensor, about: dict[str, Any]) -> "DiffVec":
         """Return v = the mean of the positive texts' states less that of the negative ones'.
 
         Args:

@@ -18,7 +18,7 @@ class ICV(VectorSteerer):
     name = "icv"
 
     @classmethod
-    def fit(cls, differences_MLD: Tensor, about: dict[str, Any]) -> "ICV":
+    def of(cls, differences_MLD: Tensor, about: dict[str, Any]) -> "ICV":
         """Return v = PC_1 + mean of the differences, with all L blocks as one vector.
 
         The sign of a principal component means nothing; it is taken such that it points along the mean.

@@ -1,7 +1,8 @@
 """Model Arithmetic (Dekoninck et al. 2024): linear M - 0.6 M_bad, or the union M - 0.96 max(M_bad, M)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from utils.rivals.formula import Formula, M, Weight, classified, maximum, with_prefix
@@ -22,9 +23,13 @@ class ModelArithmetic(FormulaSteerer):
     name = "model-arithmetic"
 
     @property
-    def made_of(self) -> dict[str, Any]:
-        """Method, prefix and kind."""
-        return super().made_of | {"union": self.union, "classifier": self.attribute is not None}
+    def settings(self) -> dict[str, Any]:
+        """Prefix and kind; a classifier is not saved, see `dataclasses.replace`."""
+        return super().settings | {"union": self.union, "classifier": self.attribute is not None}
+
+    @classmethod
+    def _loaded(cls, folder: Path, settings: dict[str, Any], tokenizer: Any) -> "ModelArithmetic":
+        return replace(super()._loaded(folder, settings, tokenizer), union=bool(settings["union"]))
 
     def formula(self, strength_B: Weight) -> Formula:
         """Return M + strength M_bad, or M + strength max(M_bad, M); and strength times the classifier's term."""

@@ -1,10 +1,11 @@
 """Vectors that are added in every block: what ICV and DiffVec share."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LogitsProcessor
 
-from utils.atomic import atomic_folder, read_json_object, sha256_json, write_json
+from utils.atomic import sha256_json
 from utils.errors import UserError
 from utils.hooks import decoder_blocks, output_tensor, site_module
 from utils.models import LOADING_ERRORS
-from utils.steerers import Batch, Steerer
+from utils.rivals.states import differences
+from utils.steerers import Batch, Pairs, Steerer
 
-_TENSORS, _ABOUT = "vectors.safetensors", "vectors.json"
+_TENSORS = "vectors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,25 @@ class VectorSteerer(Steerer):
     about: dict[str, Any]
     name = "vectors"
 
+    @classmethod
+    def fit(cls, model: Any, tokenizer: Any, pairs: Pairs, about: dict[str, Any]) -> Self:
+        """Fit on the states of pairs; `about` is kept as it is."""
+        return cls.of(differences(model, tokenizer, pairs), about)
+
+    @classmethod
+    @abstractmethod
+    def of(cls, differences_MLD: Tensor, about: dict[str, Any]) -> Self:
+        """Make one of the differences of M pairs' states, see `utils.rivals.states.differences`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What they were fitted on."""
+        return self.about
+
     @property
     def made_of(self) -> dict[str, Any]:
         """Method, what it was fitted on, and the vectors."""
-        digest = sha256_json(self.vectors_LD.double().flatten().tolist())
-        return {"method": self.name, "vectors_sha256": digest} | self.about
+        return super().made_of | {"vectors_sha256": sha256_json(self.vectors_LD.double().flatten().tolist())}
 
     @contextmanager
     def applied(self, model: Any, strengths: Sequence[float], batch: Batch) -> Iterator[list[LogitsProcessor]]:
@@ -65,27 +81,15 @@ class VectorSteerer(Steerer):
                     stack.callback(handle.remove)
             yield []
 
-    def save(self, folder: Path) -> None:
-        """Write vectors and what they were fitted on."""
-        with atomic_folder(folder) as temporary:
-            save_file({"vectors": self.vectors_LD.contiguous()}, temporary / _TENSORS)
-            write_json(temporary / _ABOUT, {"method": self.name, "about": self.about})
+    def _save_tensors(self, folder: Path) -> None:
+        save_file({"vectors": self.vectors_LD.contiguous()}, folder / _TENSORS)
 
     @classmethod
-    def load(cls, folder: Path) -> "VectorSteerer":
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: nothing there, or vectors of another method.
-        """
-        about = read_json_object(folder / _ABOUT, ("method", "about"))
-        if about["method"] != cls.name:
-            raise UserError(f"{folder} holds vectors of {about['method']}, not of {cls.name}")
+    def _loaded(cls, folder: Path, settings: dict[str, Any], tokenizer: Any) -> Self:
         try:
-            vectors_LD = load_file(folder / _TENSORS)["vectors"]
+            return cls(load_file(folder / _TENSORS)["vectors"], settings)
         except LOADING_ERRORS as error:
             raise UserError(f"{folder / _TENSORS}: cannot be read ({error})") from None
-        return cls(vectors_LD, about["about"])
 
 
 class _Turn:
