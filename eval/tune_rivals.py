@@ -18,7 +18,7 @@ from utils.rivals.preadd import PreAdd
 from utils.rivals.states import make_pairs
 from utils.rivals.tuned import DIRECTIONS, LITERATURE, MOST_NATS, MOST_REPETITION, SWEEPS, choose, file_of
 from utils.sae_loading import load_sae
-from utils.steering_candidates import DEFAULT_MODEL, RIVALS, VECTORS
+from utils.steering_candidates import DEFAULT_MODEL, FORMULAS, RIVALS, VECTORS
 from utils.steering_report import TUNED
 
 SCRIPTS: dict[str, SteeringScript] = {
