@@ -17,7 +17,7 @@ from llama3_SAE import LLama3_SAE
 from utils.errors import UserError
 from utils.generation import Prompt, complete
 from utils.hooks import decoder_blocks, output_tensor, site_module
-from utils.labelled_text import whole
+from utils.labelled_text import Span, Text, whole
 from utils.latent_steerer import LatentSteerer
 from utils.models import load_tokenizer
 from utils.rivals.diffvec import DiffVec
@@ -125,6 +125,12 @@ def test_pairs_hold_the_negative_text_first():
     assert {positive for _, positive in pairs} == {"Thou art", "Thou"}
     with pytest.raises(UserError, match="with and without T"):
         make_pairs(texts, ["T"], 10, 0)
+
+
+def test_pairs_of_token_labels_are_a_text_and_the_same_without_its_values():
+    texts = [Text("Ann lives in Rome.", (Span(0, 3, "NAME"), Span(13, 17, "CITY"))), Text("It rains.", ())]
+    assert make_pairs(texts, ["NAME", "CITY"], 5, seed=0) == [("[NAME] lives in [CITY].", "Ann lives in Rome.")]
+    assert make_pairs(texts, ["CITY"], 5, seed=0) == [("Ann lives in [CITY].", "Ann lives in Rome.")]
 
 
 @pytest.fixture

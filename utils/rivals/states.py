@@ -18,6 +18,9 @@ _ROWS = 16
 def make_pairs(texts: Sequence[Text], concepts: Sequence[str], n_pairs: int, seed: int) -> list[tuple[str, str]]:
     """Draw pairs (text without any of the concepts, text with one).
 
+    Where labels are those of whole texts, two texts make a pair; where they are those of tokens, a text and the same
+    with `[CONCEPT]` in place of each of its spans.
+
     Args:
         texts: of the training split.
         concepts: the attribute; texts with any of them are the positive ones.
@@ -28,6 +31,10 @@ def make_pairs(texts: Sequence[Text], concepts: Sequence[str], n_pairs: int, see
         UserError: no text of one kind.
     """
     random = np.random.default_rng([seed, 8])
+    marked = [text for text in texts if any(span.concept in concepts for span in text.spans)]
+    if any(not _is_whole(text, concepts) for text in marked):
+        chosen = [marked[i] for i in random.choice(len(marked), min(n_pairs, len(marked)), replace=False)]
+        return [(_masked(text, concepts), text.text) for text in chosen]
     kinds: list[list[str]] = [[], []]
     for text in texts:
         if text.text.strip():
@@ -35,8 +42,20 @@ def make_pairs(texts: Sequence[Text], concepts: Sequence[str], n_pairs: int, see
     if not all(kinds):
         raise UserError(f"pairs need texts with and without {', '.join(concepts)}")
     n = min(n_pairs, *map(len, kinds))
-    chosen = [[own[i] for i in random.choice(len(own), n, replace=False)] for own in kinds]
-    return list(zip(*chosen, strict=True))
+    drawn = [[own[i] for i in random.choice(len(own), n, replace=False)] for own in kinds]
+    return list(zip(*drawn, strict=True))
+
+
+def _is_whole(text: Text, concepts: Sequence[str]) -> bool:
+    return all((span.start, span.end) == (0, len(text.text)) for span in text.spans if span.concept in concepts)
+
+
+def _masked(text: Text, concepts: Sequence[str]) -> str:
+    masked = text.text
+    for span in sorted(text.spans, key=lambda span: -span.start):
+        if span.concept in concepts:
+            masked = f"{masked[: span.start]}[{span.concept}]{masked[span.end :]}"
+    return masked
 
 
 @torch.inference_mode()
