@@ -8,9 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from create_data import act_dataset
-from eval import FMS_PII, FMS_RTP_SP, Detection_PII
-from train import train_SAE
+from eval import FMS_PII, FMS_RTP_SP, Detection_PII, recipe
 from utils.activation_cache import ActivationCache
 from utils.cli import Parser, positive_int, run
 from utils.detection_report import summary
@@ -19,8 +17,6 @@ from utils.fms_tables import markdown
 from utils.sentence_samples import SAMPLE_SETS
 from utils.train_config import load_train_config
 
-ROOT = Path(__file__).parents[1]
-MAX_TEXTS = {"SP": 4000, "RTP": 4000, "PII_synth": 1000}
 EXAMPLES = """\
 examples:
   python benchmarks/guided_vs_vanilla.py PII_synth
@@ -34,22 +30,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, do the work and print a Markdown table."""
     parser = Parser(__doc__ or "", EXAMPLES)
     parser.add_argument(
-        "dataset", metavar="DATASET", nargs="?", choices=MAX_TEXTS, default="PII_synth", help="or SP, RTP"
+        "dataset", metavar="DATASET", nargs="?", choices=recipe.MAX_TEXTS, default="PII_synth", help="or SP, RTP"
     )
     parser.add_argument("--source", help="where the texts come from, as in create_dataset.py")
     parser.add_argument("--config", type=Path, help="another run config for the same activations")
     parser.add_argument("--seeds", type=positive_int, default=3, help="number of seeds, from 0")
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    source = ["--source", args.source] if args.source else []
-    act_dataset.main([args.dataset, "15", "smollm2", "block", "--max-texts", str(MAX_TEXTS[args.dataset]), *source])
-    config = args.config or ROOT / "llama3_SAE" / "SAE_config" / f"smollm2-l1728-b15-k144-{args.dataset}.json"
-    saes = []
-    for seed in range(args.seeds):
-        for scaling in ("0", "1"):
-            out = f"ckpt/seed{seed}"
-            train_SAE.main([str(config), "--cond-loss-scaling", scaling, "--seed", str(seed), "--out", out])
-            saes += ["--sae", f"{out}/{config.stem}_s{scaling}"]
+    recipe.cache(args.dataset, args.source)
+    config = args.config or recipe.shipped_config(args.dataset)
+    refs = [ref for seed in range(args.seeds) for ref in recipe.train_pair(config, seed, Path("ckpt") / f"seed{seed}")]
+    saes = [word for ref in refs for word in ("--sae", ref)]
     sample_sets = SAMPLE_SETS if args.dataset == "RTP" else SAMPLE_SETS[:1]
     for mode, samples in ((mode, samples) for mode in MODES for samples in sample_sets):
         if args.dataset == "PII_synth":

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from create_data import act_dataset
-from eval import Steering_PII, Steering_RTP, Steering_SP
-from train import sp_classifier, train_SAE
+from eval import Steering_PII, Steering_RTP, Steering_SP, recipe
 from utils.cli import Parser, positive_int, run
+from utils.markdown import markdown_table
 from utils.steering_tables import at_equal
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = """\
 examples:
   python benchmarks/steered_quality.py PII_synth
@@ -34,7 +32,6 @@ class Setting:
 
     Attributes:
         script: its `main`.
-        cached: texts of the activations that the SAEs are trained on.
         alphas: the sweep; finer than the paper's, where the language is still whole.
         effect: the measure.
         steps: by how much it is to change.
@@ -42,7 +39,6 @@ class Setting:
     """
 
     script: Callable[[Sequence[str]], pd.DataFrame]
-    cached: int
     alphas: tuple[float, ...]
     effect: str
     steps: tuple[float, ...]
@@ -51,13 +47,9 @@ class Setting:
 
 _EITHER_WAY = (-0.4, -0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.4)
 SETTINGS = {
-    "SP": Setting(Steering_SP.main, 4000, _EITHER_WAY, "style", (0.1, 0.2, -0.1, -0.2)),
-    "RTP": Setting(
-        Steering_RTP.main, 4000, _EITHER_WAY, "toxicity", (0.05, 0.1, -0.02, -0.04), ("--dataset", "RTP_split")
-    ),
-    "PII_synth": Setting(
-        Steering_PII.main, 1000, (-3.0, -2.0, -1.0, -0.5, -0.25, -0.1, 0.0), "pii_clean", (-0.2, -0.4)
-    ),
+    "SP": Setting(Steering_SP.main, _EITHER_WAY, "style", (0.1, 0.2, -0.1, -0.2)),
+    "RTP": Setting(Steering_RTP.main, _EITHER_WAY, "toxicity", (0.05, 0.1, -0.02, -0.04), ("--dataset", "RTP_split")),
+    "PII_synth": Setting(Steering_PII.main, (-3.0, -2.0, -1.0, -0.5, -0.25, -0.1, 0.0), "pii_clean", (-0.2, -0.4)),
 }
 NATS = (0.1, 0.3)
 QUALITIES = ("log_perplexity", "repetition", "distinct_2")
@@ -73,14 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     start, setting = time.perf_counter(), SETTINGS[args.dataset]
     source = ["--source", args.source] if args.source else []
-    act_dataset.main([args.dataset, "15", "smollm2", "block", "--max-texts", str(setting.cached), *source])
-    config = ROOT / "llama3_SAE" / "SAE_config" / f"smollm2-l1728-b15-k144-{args.dataset}.json"
-    out, saes = f"ckpt/seed{args.seed}", []
-    for scaling in ("0", "1"):
-        train_SAE.main([str(config), "--cond-loss-scaling", scaling, "--seed", str(args.seed), "--out", out])
-        saes += ["--sae", f"{out}/{config.stem}_s{scaling}"]
+    recipe.cache(args.dataset, args.source)
+    config = recipe.shipped_config(args.dataset)
+    refs = recipe.train_pair(config, args.seed, Path("ckpt") / f"seed{args.seed}")
+    saes = [word for ref in refs for word in ("--sae", ref)]
     if args.dataset == "SP":
-        sp_classifier.main(source)
+        recipe.style_classifier(args.source)
     alphas = ["--alphas", *(f"{alpha:g}" for alpha in setting.alphas), "--max-texts", str(args.max_texts)]
     table = setting.script([*saes, *alphas, *setting.arguments, *source])
     print(f"\n{equal_effect(table, setting)}\n\n{equal_quality(table, setting)}\n")
@@ -101,7 +91,7 @@ def equal_effect(table: pd.DataFrame, setting: Setting) -> str:
             alpha = found[QUALITIES[0]].loc[label, "alpha"]
             values = [found[q].loc[label, q] for q in QUALITIES]
             rows.append([f"{setting.effect} {given:.3f}", _name(table, label), *map(_shown, [alpha, *values])])
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def equal_quality(table: pd.DataFrame, setting: Setting) -> str:
@@ -122,7 +112,7 @@ def equal_quality(table: pd.DataFrame, setting: Setting) -> str:
             for label in found[setting.effect].index:
                 values = [found[setting.effect].loc[label, "alpha"], *(found[m].loc[label, m] for m in measures)]
                 rows.append([f"+{nats:g} nats, {side}", _name(table, label), *map(_shown, values)])
-    return _markdown(["log-perplexity", "SAE", "alpha", *measures], rows)
+    return markdown_table(["log-perplexity", "SAE", "alpha", *measures], rows)
 
 
 def _plain(table: pd.DataFrame) -> dict[str, float]:
@@ -136,11 +126,6 @@ def _name(table: pd.DataFrame, label: Any) -> str:
 
 def _shown(value: float) -> str:
     return "not reached" if np.isnan(value) else f"{value:.3f}"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

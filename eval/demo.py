@@ -8,17 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from create_data import act_dataset
-from eval import FMS_PII
-from train import train_SAE
-from utils.activation_store import cache_name
-from utils.atomic import write_json
+from eval import FMS_PII, recipe
 from utils.cli import Parser, positive_int, run
 from utils.models import find_model
-from utils.train_config import load_train_config
 
-CONFIG = Path(__file__).parents[1] / "llama3_SAE" / "SAE_config" / "smollm2-l1728-b15-k144-PII_synth.json"
-MODEL, DATASET, BLOCK, SITE = "smollm2", "PII_synth", 15, "block"
+DATASET = "PII_synth"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,26 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     data, checkpoints = args.out / "datasets_v2", args.out / "ckpt"
 
-    _step("1/4  the language model: SmolLM2-135M-Instruct, fetched once", lambda: find_model(MODEL))
+    _step("1/4  the language model: SmolLM2-135M-Instruct, fetched once", lambda: find_model(recipe.MODEL))
 
-    caching = [DATASET, str(BLOCK), MODEL, SITE, "--out", str(data), "--max-texts", str(args.max_texts)]
     _step(
-        f"2/4  texts with made-up personal data, and the activations of block {BLOCK}",
-        lambda: act_dataset.main(caching),
+        f"2/4  texts with made-up personal data, and the activations of block {recipe.BLOCK}",
+        lambda: recipe.cache(DATASET, data=data, max_texts=args.max_texts),
     )
 
-    # The shipped config, pointed at the demo's own activations.
-    config = args.out / CONFIG.name
-    values = load_train_config(CONFIG).to_dict() | {"ds_path": str(data / cache_name(MODEL, DATASET, BLOCK, SITE))}
-    del values["ckpt_path"]
-    write_json(config, values)
-
-    def train_both() -> None:
-        for scaling in ("0", "1"):
-            more = ["--max-epochs", str(args.max_epochs)] if args.max_epochs else []
-            train_SAE.main([str(config), "--cond-loss-scaling", scaling, "--out", str(checkpoints), *more])
-
-    _step("3/4  two sparse autoencoders: vanilla (_s0), and guided by the labels (_s1)", train_both)
+    config = recipe.config_for(recipe.shipped_config(DATASET), DATASET, data, args.out)
+    more = ["--max-epochs", str(args.max_epochs)] if args.max_epochs else []
+    _step(
+        "3/4  two sparse autoencoders: vanilla (_s0), and guided by the labels (_s1)",
+        lambda: recipe.train_pair(config, 0, checkpoints, *more),
+    )
 
     saes = [argument for s in (0, 1) for argument in ("--sae", str(checkpoints / f"{config.stem}_s{s}"))]
     scoring = ["--dataset", DATASET, *saes, "--data", str(data), "--out", str(args.out / "results")]

@@ -16,7 +16,16 @@ from utils.errors import UserError
 from utils.models import default_device, find_model, load_language_model, load_tokenizer
 from utils.rivals.preadd import PreAdd
 from utils.rivals.states import make_pairs
-from utils.rivals.tuned import DIRECTIONS, LITERATURE, MOST_NATS, MOST_REPETITION, SWEEPS, choose, file_of
+from utils.rivals.tuned import (
+    DIRECTIONS,
+    FEWEST_WORDS,
+    LITERATURE,
+    MOST_NATS,
+    MOST_REPETITION,
+    choose,
+    file_of,
+    sweep_of,
+)
 from utils.sae_loading import load_sae
 from utils.steering_candidates import DEFAULT_MODEL, FORMULAS, RIVALS, VECTORS
 from utils.steering_report import TUNED
@@ -29,7 +38,7 @@ SCRIPTS: dict[str, SteeringScript] = {
 PAIRS = (50, 200)
 _RULE = (
     f"the largest change of the effect, where the log-perplexity rises by at most {MOST_NATS} nats per token and the "
-    f"repetition by at most {MOST_REPETITION}"
+    f"repetition by at most {MOST_REPETITION}, and at least {FEWEST_WORDS:.0%} of the words are there"
 )
 _NOTE = "The settings in the paper's Appendix D were not available."
 EXAMPLES = """\
@@ -91,15 +100,15 @@ def _best_prefix(args: argparse.Namespace) -> str:
 def _tune(method: str, args: argparse.Namespace, variants: list[tuple[dict[str, Any], list[str]]]) -> None:
     script = SCRIPTS[args.dataset]
     effect, only_down = script.experiment.effect, max(script.experiment.alphas) <= 0
-    strengths = [value for value in SWEEPS[method] if value < 0 or not only_down]
+    strengths, signed = sweep_of(method, only_down=only_down), method != "sae"
     sweeps = []
     for number, (_, argv) in enumerate(variants):
         out = (args.out or Path("results") / f"tuning-{args.dataset}") / f"{method}-{number}"
         sweep = ["--alphas", *map(str, strengths), "--split", args.split, "--max-texts", str(args.max_texts)]
         sweeps.append(script.main([*_shared(args), *argv, *sweep, "--out", str(out)]))
     directions = {name: sign for name, sign in DIRECTIONS.items() if sign < 0 or not only_down}
-    best = max(range(len(variants)), key=lambda number: _gained(sweeps[number], effect, directions.values()))
-    chosen = {name: choose(sweeps[best], effect, sign) for name, sign in directions.items()}
+    best = max(range(len(variants)), key=lambda number: _gained(sweeps[number], effect, directions.values(), signed))
+    chosen = {name: choose(sweeps[best], effect, sign, signed=signed) for name, sign in directions.items()}
     path = file_of(args.tuned_settings, method, args.dataset)
     found = {
         "method": method,
@@ -133,15 +142,15 @@ def _shared(args: argparse.Namespace) -> list[str]:
     return argv + (["--transitions", "0"] if SCRIPTS[args.dataset].experiment.styles else [])
 
 
-def _gained(sweep: pd.DataFrame, effect: str, signs: Any) -> float:
+def _gained(sweep: pd.DataFrame, effect: str, signs: Any, signed: bool) -> float:
     """Return how far the effect can be changed within the limits, in all directions together."""
     values = sweep[sweep["measure"] == effect].set_index("alpha")["value"]
-    strengths = [choose(sweep, effect, sign) for sign in signs]
+    strengths = [choose(sweep, effect, sign, signed=signed) for sign in signs]
     return float(sum(abs(values[strength] - values[0.0]) for strength in strengths if strength is not None))
 
 
 def _compact(sweep: pd.DataFrame, effect: str) -> list[dict[str, float]]:
-    columns = [effect, "log_perplexity", "repetition", "distinct_2"]
+    columns = [effect, "log_perplexity", "repetition", "distinct_2", "n_words"]
     values = sweep.pivot_table(index="alpha", columns="measure", values="value").reindex(columns=columns)
     rows: list[dict[str, float]] = values.round(4).reset_index().to_dict("records")  # type: ignore[assignment]
     return rows

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figure_style import legend_below, line_style, new_figure
@@ -66,7 +67,13 @@ def transition_figure(table: pd.DataFrame, title: str) -> Figure:
 def pareto_figure(table: pd.DataFrame, effect: str, title: str) -> Figure:
     """Draw fluency against the effect; each point is a strength."""
     figure = new_figure(6, 4.4)
-    axes = figure.subplots()
+    draw_pareto(figure.subplots(), table, effect, f"{title}: quality against effect")
+    legend_below(figure)
+    return figure
+
+
+def draw_pareto(axes: Axes, table: pd.DataFrame, effect: str, title: str) -> None:
+    """Draw one panel of that."""
     for number, (label, own) in enumerate(table.groupby("label", sort=False)):
         values = own.pivot_table(index="alpha", columns="measure", values="value")
         if not {effect, "log_perplexity"} <= set(values.columns):
@@ -77,9 +84,7 @@ def pareto_figure(table: pd.DataFrame, effect: str, title: str) -> Figure:
             axes.annotate(f"{alpha:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set_xlabel(effect)
     axes.set_ylabel("log-perplexity under the unsteered model")
-    axes.set_title(f"{title}: quality against effect", loc="left", fontsize=9)
-    legend_below(figure)
-    return figure
+    axes.set_title(title, loc="left", fontsize=9)
 
 
 def _lines(rows: pd.DataFrame, what: str, title: str) -> Figure:

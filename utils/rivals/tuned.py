@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from utils.atomic import read_json_object
@@ -19,16 +20,18 @@ LITERATURE: Mapping[str, float] = {
     "model-arithmetic-union": -0.96,
 }
 SWEEPS: Mapping[str, tuple[float, ...]] = {
-    "icv": (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3),
-    "diffvec": (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3),
+    "icv": (-0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2),
+    "diffvec": (-0.2, -0.1, -0.05, -0.02, -0.01, 0.01, 0.02, 0.05, 0.1, 0.2),
     "preadd": (-2.0, -1.0, -0.5, 0.25, 0.5, 0.75, 1.0),
     "model-arithmetic": (-0.8, -0.6, -0.3, 0.5, 1.0, 2.0),
     "model-arithmetic-union": (-0.96, -0.6, -0.3, 0.5, 1.0, 2.0),
-    "g-sae": (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2),
-    "sae": (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2),
+    "g-sae": (-0.2, -0.1, -0.05, -0.025, 0.025, 0.05, 0.1, 0.2),
+    "sae": (-0.2, -0.1, -0.05, -0.025, 0.025, 0.05, 0.1, 0.2),
 }
+# With a beta that follows the latents most positions are left alone, so that more strength is borne.
+FOLLOWING = (-2.0, -1.0, -0.5, -0.25, -0.1)
 DEFAULT_PAIRS = 200
-MOST_NATS, MOST_REPETITION = 0.3, 0.1  # by which quality may fall
+MOST_NATS, MOST_REPETITION, FEWEST_WORDS = 0.3, 0.1, 0.75  # how far quality may fall
 DIRECTIONS = {"down": -1, "up": 1}
 
 
@@ -73,25 +76,36 @@ def load_tuned(folder: Path, method: str, dataset: str, model: str, *, only_down
                 return Tuned(tuple(map(float, found["strengths"])), dict(found["options"]), dict(found["chosen"]))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: not settings of a method ({error})") from None
-    return Tuned(tuple(value for value in SWEEPS[method] if value < 0 or not only_down))
+    return Tuned(sweep_of(method, only_down=only_down))
 
 
-def choose(tried: pd.DataFrame, effect: str, sign: int) -> float | None:
+def sweep_of(method: str, *, only_down: bool) -> tuple[float, ...]:
+    """Return the strengths that are tried where nothing is known."""
+    if only_down and method in ("g-sae", "sae"):
+        return FOLLOWING
+    return tuple(value for value in SWEEPS[method] if value < 0 or not only_down)
+
+
+def choose(tried: pd.DataFrame, effect: str, sign: int, *, signed: bool = True) -> float | None:
     """Return the strength of most effect among those whose quality is within the limits; None where none has any.
 
-    Quality is within them where the log-perplexity has risen by at most 0.3 nats per token, and the repetition by at
-    most 0.1. The same rule serves every method, SAEs included.
+    Quality is within them where the log-perplexity has risen by at most 0.3 nats per token, the repetition by at most
+    0.1, and the texts have at least three quarters of the words. The same rule serves every method, SAEs included.
 
     Args:
         tried: of one method: `alpha`, 0 included, `measure` and `value`.
         effect: the measure.
         sign: -1 where less of it is wanted.
+        signed: whether a strength below 0 means less of it; not so for a latent that was not tied to it.
     """
     values = tried.pivot_table(index="alpha", columns="measure", values="value")
     plain = values.loc[0.0]
     within = (values["log_perplexity"] <= plain["log_perplexity"] + MOST_NATS) & (
         values["repetition"] <= plain["repetition"] + MOST_REPETITION
     )
+    within &= values["n_words"] >= FEWEST_WORDS * plain["n_words"]
+    if signed:
+        within &= np.sign(values.index.to_numpy()) == sign
     gain = sign * (values[effect] - plain[effect])
     able = gain[within & (gain > 0)]
     return float(able.index[int(able.to_numpy().argmax())]) if len(able) else None
