@@ -21,6 +21,7 @@ from utils.activation_cache import ActivationCache
 from utils.activation_reader import Batch
 from utils.checkpoint import has_checkpoint, read_checkpoint_config, save_checkpoint
 from utils.cli import Parser, non_negative_float, run, seed
+from utils.erasure import fold
 from utils.errors import UserError
 from utils.measures import Measures
 from utils.run_settings import check_same, description, run_settings
@@ -165,9 +166,9 @@ class _CoreState(pytorch.PyTorchCallback):
         trial, core = self.trial, self.trial.core
         metrics = trial.metrics if trial.metrics_step == core.steps else {}
         about = trial.settings | description(core, trial.cache) | {"metrics": metrics}
-        save_checkpoint(Path(checkpoint_dir), core.sae, about)
+        save_checkpoint(Path(checkpoint_dir), fold(core.sae), about)
         if core.steps == core.total_steps:
-            save_checkpoint(trial.folder, core.sae, about)
+            save_checkpoint(trial.folder, fold(core.sae), about)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """A finished cache of labelled activations: opened, checked against its manifest, read by rows and by batches."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +103,13 @@ class ActivationSplit:
     def text_id_B(self) -> NDArray[np.int32]:
         """The text of each row, by its index in the split."""
         return np.concatenate(self._columns["text_id"])
+
+    def with_labels(self, label_BC: NDArray[np.int8]) -> "ActivationSplit":
+        """Return the same split with other labels."""
+        other = copy(self)
+        other._columns = self._columns | {"label": np.split(label_BC, self._starts[1:-1])}
+        other.__dict__.pop("label_BC", None)
+        return other
 
     def take(self, column: str, ascending_B: NDArray[np.integer], out: NDArray | None = None) -> NDArray:
         """Return a column's values at some rows, as they are stored; the rows must ascend.

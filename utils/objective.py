@@ -34,23 +34,69 @@ class Objective(nn.Module):
         self.sae, self.config, self.scaling = sae, config, cond_loss_scaling
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
 
-    def forward(self, acts_BD: Tensor, labels_BC: Tensor, dead: Tensor | None = None) -> StepResult:
-        """Return the loss of a batch; `dead` numbers the latents that AuxK may use."""
+    def forward(
+        self, acts_BD: Tensor, labels_BC: Tensor, dead: Tensor | None = None, means_BD: Tensor | None = None
+    ) -> StepResult:
+        """Return the loss of a batch.
+
+        Args:
+            acts_BD: the tokens.
+            labels_BC: their labels.
+            dead: the numbers of the latents that AuxK may use.
+            means_BD: the mean normalised activation of each token's text; then L_c is on these.
+        """
         acts_BD = acts_BD.to(self.sae.pre_bias.dtype)
         guided_BC = labels_BC if self.scaling > 0 else labels_BC[:, :0]
         output = self.sae.training_forward(acts_BD, guided_BC.shape[1], self.dtype)
         loss_B = reconstruction_loss_B = reconstruction_loss(output.reconstruction_BD, acts_BD)
-        concept_loss_BC = concept_losses(output.concept_pre_BC, guided_BC, self.scaling)
+        guided_pre_BC = output.concept_pre_BC
+        if means_BD is not None and self.scaling > 0:
+            guided_pre_BC = self.sae.pre_activations(means_BD, first=guided_BC.shape[1])
+        concept_loss_BC = concept_losses(guided_pre_BC, guided_BC, self.scaling)
         if self.scaling > 0:
             loss_B = loss_B + concept_loss_BC.sum(dim=1)
             concept_loss_BC = torch.where(guided_BC > 0, concept_loss_BC / self.scaling, concept_loss_BC)
         loss = loss_B.mean()
+        if self.config.decorrelate and self.scaling > 0:
+            loss = loss + self.config.decorrelate * label_correlations(output, guided_BC, self.sae.config.n_latents)
         if dead is not None and len(dead) > 0:
             loss = loss + self.config.aux_k_coefficient * aux_k_loss(
                 self.sae, acts_BD, output.reconstruction_BD, dead, self.config.aux_k
             )
         detached = TrainingOutput(*(None if part is None else part.detach() for part in output))  # type: ignore[arg-type]
         return StepResult(loss, reconstruction_loss_B.detach(), concept_loss_BC.detach(), detached)
+
+
+def label_correlations(output: TrainingOutput, labels_BC: Tensor, n_latents: int) -> Tensor:
+    """Return the sum over concepts of the mean squared correlation of the unguided latents that fire with the label.
+
+    Args:
+        output: of a TopK activation, or all latents.
+        labels_BC: 0 or 1.
+        n_latents: N.
+    """
+    centred_BC = labels_BC.to(output.kept_BK.dtype)
+    centred_BC = centred_BC - centred_BC.mean(dim=0)
+    n_tokens, n_concepts = labels_BC.shape
+    indices_BK = output.indices_BK
+    if indices_BK is None:
+        latents_BN = output.kept_BK
+        sums_N, squares_N = latents_BN.sum(0), latents_BN.square().sum(0)
+        products_NC = latents_BN.T @ centred_BC
+    else:
+        flat = indices_BK.flatten()
+        zeros_N = output.kept_BK.new_zeros(n_latents)
+        sums_N = zeros_N.index_add(0, flat, output.kept_BK.flatten())
+        squares_N = zeros_N.index_add(0, flat, output.kept_BK.square().flatten())
+        products_NC = torch.stack(
+            [zeros_N.index_add(0, flat, (output.kept_BK * c_B[:, None]).flatten()) for c_B in centred_BC.T], dim=1
+        )
+    variance_N = squares_N / n_tokens - (sums_N / n_tokens).square()
+    variance_C = centred_BC.square().mean(dim=0)
+    covariance_NC = (products_NC / n_tokens)[n_concepts:]
+    # A latent that hardly fires in a batch says nothing of itself there.
+    scale_NC = variance_N[n_concepts:, None] * variance_C + 1e-6
+    return (covariance_NC.square() / scale_NC).mean(dim=0).sum()
 
 
 def aux_k_loss(sae: SAE, acts_BD: Tensor, reconstruction_BD: Tensor, dead: Tensor, k: int) -> Tensor:
@@ -71,6 +117,7 @@ def aux_k_loss(sae: SAE, acts_BD: Tensor, reconstruction_BD: Tensor, dead: Tenso
         A scalar, 1 where they explain nothing.
     """
     z_BD, _, std_B1 = sae.normalise(acts_BD)
+    z_BD = z_BD if sae.eraser is None else sae.eraser(z_BD)
     residual_BD = ((acts_BD - reconstruction_BD) / std_B1).detach()
     centred_BD = z_BD - sae.pre_bias.detach() if sae.config.subtract_pre_bias else z_BD
     pre_BM = F.linear(centred_BD, sae.encoder.weight[dead], sae.latent_bias[dead])

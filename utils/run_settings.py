@@ -1,5 +1,6 @@
 """What makes two training runs the same run, and what a checkpoint tells about its own."""
 
+from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def description(core: TrainingCore, cache: ActivationCache) -> dict[str, Any]:
     """Return where the data came from and how far training got."""
     keys = ("model", "revision", "block", "site", "dataset", "concepts")
     return {key: cache.manifest[key] for key in keys} | {
+        "sae": core.sae.config.to_dict(),
         "ds_path": str(cache.folder),
         "epochs_trained": core.steps // core.steps_per_epoch,
         "steps": core.steps,
@@ -45,12 +47,14 @@ def description(core: TrainingCore, cache: ActivationCache) -> dict[str, Any]:
 
 
 def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Compare a folder's settings with those of the run that wants it.
+    """Compare a folder's settings with those of the run that wants it; options that are not there are at their default.
 
     Raises:
         UserError: they differ; the message names how.
     """
-    found, wanted = ({**settings, **(settings.get("training") or {})} for settings in (found, wanted))
+    defaults = {field.name: field.default for field in fields(SAE_Train_config) if field.default is not MISSING}
+    defaults = {key: value for key, value in defaults.items() if key in (wanted.get("training") or {})}
+    found, wanted = ({**defaults, **settings, **(settings.get("training") or {})} for settings in (found, wanted))
     keys = (found.keys() | wanted.keys()) - {"training", "sae"}
     if differs := differences(*({key: side.get(key) for key in keys} for side in (found, wanted))):
         raise UserError(f"{folder} holds a checkpoint of other settings ({differs}); remove it or choose another --out")

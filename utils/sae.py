@@ -6,7 +6,7 @@ activation; the config says so, and the formulas stay the same.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from utils.errors import UserError
 from utils.topk_products import decode_top_k, encode_top_k, spread, top_indices
+
+if TYPE_CHECKING:
+    from utils.erasure import Eraser
 
 TOPK_POSTACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "topk": torch.relu,
@@ -40,6 +43,8 @@ class SAEConfig:
             `constant_norm` (every token scaled to the norm sqrt(D)).
         input_scale: a factor on all inputs, undone after the decoder; only without another normalisation.
         subtract_pre_bias: whether the encoder sees z - b_pre, or z itself.
+        n_gated: latents, from 0 on, that stand outside the TopK: the activation where pre > 0, else 0.
+        skip_rank: linear features of z that the decoder gets beside the latents.
 
     Raises:
         UserError: an impossible value, which the message names.
@@ -52,6 +57,8 @@ class SAEConfig:
     normalisation: str = "layer_norm"
     input_scale: float = 1.0
     subtract_pre_bias: bool = True
+    n_gated: int = 0
+    skip_rank: int = 0
 
     def __post_init__(self) -> None:
         for key in ("n_inputs", "n_latents", "k"):
@@ -65,8 +72,15 @@ class SAEConfig:
             raise UserError(f"normalisation: {self.normalisation!r} is unknown; choose one of {known}")
         if not self.input_scale > 0 or (self.input_scale != 1 and self.normalisation != "none"):
             raise UserError(f"input_scale: {self.input_scale} does not go with normalisation {self.normalisation}")
-        if self.k > self.n_latents:
-            raise UserError(f"k: {self.k} is more than the {self.n_latents} latents there are")
+        for key in ("n_gated", "skip_rank"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UserError(f"{key}: must be a whole number of at least 0, not {value!r}")
+        if self.n_gated and self.activation not in ("topk", "topk-sigmoid", "topk-tanh"):
+            raise UserError(f"n_gated: needs the activation topk, topk-sigmoid or topk-tanh, not {self.activation}")
+        if self.k > self.n_latents - self.n_gated:
+            besides = f" beside {self.n_gated} gated ones" if self.n_gated else ""
+            raise UserError(f"k: {self.k} is more than the {self.n_latents - self.n_gated} latents there are{besides}")
 
     def to_dict(self) -> dict[str, int | float | str]:
         """Return the fields as plain values for JSON."""
@@ -105,6 +119,11 @@ class SAE(nn.Module):
         self.decoder = nn.Linear(config.n_latents, config.n_inputs, bias=False)
         # The columns are contiguous: steps read and write those of the kept latents only.
         self.decoder.weight.data = self.encoder.weight.data.clone().T
+        self.eraser: Eraser | None = None  # while it trains, see `utils.erasure`
+        if config.skip_rank:
+            self.skip_read = nn.Parameter(torch.zeros(config.skip_rank, config.n_inputs), requires_grad=False)
+            self.skip_offset = nn.Parameter(torch.zeros(config.skip_rank), requires_grad=False)
+            self.skip_write = nn.Parameter(torch.zeros(config.n_inputs, config.skip_rank))
         if config.activation == "jumprelu":
             self.threshold = nn.Parameter(torch.full((config.n_latents,), JUMPRELU_BANDWIDTH))
 
@@ -113,7 +132,8 @@ class SAE(nn.Module):
         z_BD, mean_B1, std_B1 = self.normalise(acts_BD)
         pre_BN = self.pre_activations(z_BD)
         latents_BN = self.activate(pre_BN)
-        return SAEOutput(self.decode(latents_BN, mean_B1, std_B1), latents_BN, pre_BN)
+        reconstruction_BD = self.decode(latents_BN, mean_B1, std_B1) + self.skipped(z_BD) * std_B1
+        return SAEOutput(reconstruction_BD, latents_BN, pre_BN)
 
     def training_forward(
         self, acts_BD: Tensor, n_concepts: int = 0, dtype: torch.dtype | None = None
@@ -130,16 +150,23 @@ class SAE(nn.Module):
         if config.activation in TOPK_POSTACTS:
             pre_bias_D = self.pre_bias if config.subtract_pre_bias else torch.zeros_like(self.pre_bias)
             pre_BK, indices_BK, concept_pre_BC = encode_top_k(
-                z_BD,
+                z_BD if self.eraser is None else self.eraser(z_BD),
                 pre_bias_D,
                 self.encoder.weight,
                 self.latent_bias,
                 k=config.k,
-                n_concepts=n_concepts,
+                n_concepts=max(n_concepts, config.n_gated, 0 if self.eraser is None else self.eraser.n_spared),
+                n_gated=config.n_gated,
+                concept_z_BD=None if self.eraser is None else z_BD,
                 by_size=config.activation == "topk-signed",
                 dtype=dtype,
             )
             kept_BK = TOPK_POSTACTS[config.activation](pre_BK)
+            if config.n_gated:
+                gated_BG = self._gate(concept_pre_BC[:, : config.n_gated])
+                numbers_BG = torch.arange(config.n_gated, device=indices_BK.device).expand_as(gated_BG)
+                kept_BK, indices_BK = torch.cat([gated_BG, kept_BK], 1), torch.cat([numbers_BG, indices_BK], 1)
+            concept_pre_BC = concept_pre_BC[:, :n_concepts]
             decoded_BD = decode_top_k(kept_BK, indices_BK, self.decoder.weight, dtype)
         else:
             with torch.autocast(acts_BD.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
@@ -147,7 +174,7 @@ class SAE(nn.Module):
                 kept_BK, indices_BK = self.activate(pre_BN), None
                 decoded_BD = self.decoder(kept_BK)
             concept_pre_BC, decoded_BD = pre_BN[:, :n_concepts].to(acts_BD.dtype), decoded_BD.to(acts_BD.dtype)
-        reconstruction_BD = (decoded_BD + self.pre_bias) * std_B1 + mean_B1
+        reconstruction_BD = (decoded_BD + self.pre_bias + self.skipped(z_BD)) * std_B1 + mean_B1
         return TrainingOutput(reconstruction_BD, concept_pre_BC, kept_BK, indices_BK)
 
     def normalise(self, acts_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,20 +193,38 @@ class SAE(nn.Module):
         std_B1 = centred_BD.std(dim=-1, keepdim=True)
         return centred_BD / (std_B1 + NORM_EPSILON), mean_B1, std_B1
 
-    def pre_activations(self, z_BD: Tensor) -> Tensor:
-        """Return pre_BN = W_enc (z - b_pre) + b_lat.
+    def pre_activations(self, z_BD: Tensor, first: int | None = None) -> Tensor:
+        """Return pre_BN = W_enc (z - b_pre) + b_lat, of all latents, or of the `first` ones, which see z itself.
 
         W_enc b_pre is taken out of the product, so that the gradient of b_pre costs a matrix-vector product and not a
         matrix product over the batch.
         """
-        bias_N: Tensor = self.latent_bias
+        weight_ND, bias_N = self.encoder.weight[:first], self.latent_bias[:first]
         if self.config.subtract_pre_bias:
-            bias_N = bias_N - self.encoder.weight @ self.pre_bias
-        return F.linear(z_BD, self.encoder.weight, bias_N)
+            bias_N = bias_N - weight_ND @ self.pre_bias
+        if self.eraser is None or first is not None:
+            return F.linear(z_BD, weight_ND, bias_N)
+        spared = self.eraser.n_spared
+        pre_BC = F.linear(z_BD, weight_ND[:spared], bias_N[:spared])
+        return torch.cat([pre_BC, F.linear(self.eraser(z_BD), weight_ND[spared:], bias_N[spared:])], dim=-1)
+
+    def skipped(self, z_BD: Tensor) -> Tensor:
+        """Return what the decoder gets beside the latents, in the normalised space; 0 for most SAEs."""
+        if not self.config.skip_rank:
+            return z_BD.new_zeros(())
+        return (z_BD @ self.skip_read.T - self.skip_offset) @ self.skip_write.T
+
+    def _gate(self, pre_BG: Tensor) -> Tensor:
+        return TOPK_POSTACTS[self.config.activation](pre_BG) * (pre_BG > 0)
 
     def activate(self, pre_BN: Tensor) -> Tensor:
         """Return latents_BN: for TopK activations of the k largest pre-activations of a token, all others exactly 0."""
-        kind = self.config.activation
+        kind, n_gated = self.config.activation, self.config.n_gated
+        if n_gated:
+            rest_BM = pre_BN[..., n_gated:]
+            indices_BK = top_indices(rest_BM, self.config.k)
+            rest_BM = spread(TOPK_POSTACTS[kind](rest_BM.gather(-1, indices_BK)), indices_BK, rest_BM.shape[-1])
+            return torch.cat([self._gate(pre_BN[..., :n_gated]), rest_BM], dim=-1)
         if kind in TOPK_POSTACTS:
             indices_BK = top_indices(pre_BN.abs() if kind == "topk-signed" else pre_BN, self.config.k)
             return spread(TOPK_POSTACTS[kind](pre_BN.gather(-1, indices_BK)), indices_BK, pre_BN.shape[-1])

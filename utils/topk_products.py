@@ -42,6 +42,8 @@ def encode_top_k(
     *,
     k: int,
     n_concepts: int = 0,
+    n_gated: int = 0,
+    concept_z_BD: Tensor | None = None,
     by_size: bool = False,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +56,8 @@ def encode_top_k(
         latent_bias_N: b_lat.
         k: values to keep.
         n_concepts: columns that are returned whole, as the concept loss applies before TopK.
+        n_gated: columns, from 0 on and at most `n_concepts`, that cannot be among the k.
+        concept_z_BD: in place of z_BD for the first `n_concepts` columns.
         by_size: whether the k largest are taken by their absolute values.
         dtype: of the products, else that of the inputs; the results have the inputs'.
 
@@ -61,7 +65,7 @@ def encode_top_k(
         values_BK, indices_BK (int64, no gradient), concept_pre_BC.
     """
     result: tuple[Tensor, Tensor, Tensor] = _EncodeTopK.apply(
-        z_BD, pre_bias_D, weight_ND, latent_bias_N, k, n_concepts, by_size, dtype or z_BD.dtype
+        z_BD, pre_bias_D, weight_ND, latent_bias_N, k, n_concepts, n_gated, concept_z_BD, by_size, dtype or z_BD.dtype
     )
     return result
 
@@ -94,22 +98,38 @@ class _EncodeTopK(Function):
         latent_bias_N: Tensor,
         k: int,
         n_concepts: int,
+        n_gated: int,
+        concept_z_BD: Tensor | None,
         by_size: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         centred_BD = (z_BD - pre_bias_D).to(dtype)
         pre_BN = torch.addmm(latent_bias_N.to(dtype), centred_BD, weight_ND.to(dtype).T)
+        concept_centred_BD = None
+        if concept_z_BD is not None:
+            concept_centred_BD = (concept_z_BD - pre_bias_D).to(dtype)
+            pre_BN[:, :n_concepts] = torch.addmm(
+                latent_bias_N[:n_concepts].to(dtype), concept_centred_BD, weight_ND[:n_concepts].to(dtype).T
+            )
+        concept_pre_BC = pre_BN[:, :n_concepts].to(z_BD.dtype, copy=True)
+        if n_gated:
+            pre_BN[:, :n_gated] = -torch.inf
         indices_BK = top_indices(pre_BN.abs() if by_size else pre_BN, k)
-        values_BK, concept_pre_BC = pre_BN.gather(1, indices_BK), pre_BN[:, :n_concepts]
-        ctx.save_for_backward(centred_BD, weight_ND, indices_BK)
+        values_BK = pre_BN.gather(1, indices_BK)
+        ctx.save_for_backward(centred_BD, weight_ND, indices_BK, concept_centred_BD)
         ctx.mark_non_differentiable(indices_BK)
-        return values_BK.to(z_BD.dtype), indices_BK, concept_pre_BC.to(z_BD.dtype, copy=True)
+        return values_BK.to(z_BD.dtype), indices_BK, concept_pre_BC
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BK: Tensor, _: Tensor, grad_BC: Tensor) -> tuple[Tensor | None, ...]:
-        centred_BD, weight_ND, indices_BK = ctx.saved_tensors
+        centred_BD, weight_ND, indices_BK, concept_centred_BD = ctx.saved_tensors
         n_latents, n_concepts = len(weight_ND), grad_BC.shape[1]
+        # Of the kept latents those of the concepts, where they see other inputs than the rest.
+        own_BC = grad_BC
+        if concept_centred_BD is not None:
+            places_BK = indices_BK.clamp(max=n_concepts)
+            own_BC = grad_BC + spread(grad_BK * (indices_BK < n_concepts), places_BK, n_concepts + 1)[:, :n_concepts]
         if _sparse(centred_BD, indices_BK.shape[1], n_latents):
             grad_ND, grad_N = _transposed_product(grad_BK, indices_BK, centred_BD, n_latents)
             grad_ND[:n_concepts] += grad_BC.T @ centred_BD
@@ -119,7 +139,9 @@ class _EncodeTopK(Function):
             grad_BN[:, :n_concepts] += grad_BC
             grad_N = grad_BN.sum(0)
             grad_ND = (grad_BN.to(centred_BD.dtype).T @ centred_BD).to(weight_ND.dtype)
-        return None, -(grad_N @ weight_ND), grad_ND, grad_N, None, None, None, None
+        if concept_centred_BD is not None:
+            grad_ND[:n_concepts] = (own_BC.to(centred_BD.dtype).T @ concept_centred_BD).to(weight_ND.dtype)
+        return None, -(grad_N @ weight_ND), grad_ND, grad_N, *[None] * 6
 
 
 class _DecodeTopK(Function):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from utils.schedule import LR_DECAYS
 
 PRECISIONS = ("float32", "bfloat16")
 COMPILERS = ("", "inductor", "cudagraphs", "aot_eager")
+CONTROLS = ("none", "shuffled_labels", "random_erasure")
 PRETRAINED = "pretrained/"
 _NAME = re.compile(r"(?P<model>[^-]+)-l(?P<n_latents>\d+)-b(?P<block>\d+)-k(?P<k>\d+)(-.+)?")
 
@@ -43,6 +44,16 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
         accumulation_steps: parts a batch is computed in, one after the other, to save memory.
         early_stopping: epochs without a lower evaluation loss after which training ends; 0: never.
         compile: a backend of torch.compile, `inductor`, `cudagraphs` or `aot_eager`; empty: none.
+        erase: `leace`: the latents that are tied to no concept see activations without what tells the concepts;
+            `none`. This and what follows plays no part in a vanilla SAE.
+        erased_skip: hand what was erased to the decoder, past the latents.
+        concept_gate: `topk`: a concept's latent must be among the k of a token; `threshold`: it stands outside, and is
+            0 where its pre-activation is not above 0.
+        concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
+        text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
+        decorrelate: weight of the squared correlations of all other latents with the labels; 0: none.
+        control: what the recipe is to be held against: `shuffled_labels`, or `random_erasure` of a subspace of the same
+            rank; `none`.
     """
 
     batch_size: int
@@ -64,6 +75,13 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     accumulation_steps: int = 1
     early_stopping: int = 0
     compile: str = ""
+    erase: str = "none"
+    erased_skip: bool = False
+    concept_gate: str = "topk"
+    concept_init: str = "random"
+    text_loss: bool = False
+    decorrelate: float = 0.0
+    control: str = "none"
 
     def __post_init__(self) -> None:
         for key in ("ds_path", "activation"):
@@ -95,6 +113,12 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             "precision": PRECISIONS,
             "unit_norm_decoder": (False, True),
             "compile": COMPILERS,
+            "erase": ("none", "leace"),
+            "erased_skip": (False, True),
+            "concept_gate": ("topk", "threshold"),
+            "concept_init": ("random", "logistic"),
+            "text_loss": (False, True),
+            "control": CONTROLS,
         }
         for key, known in choices.items():
             value = getattr(self, key)
@@ -103,6 +127,14 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
                 raise UserError(f"{key}: {value!r} is unknown; choose one of {names}")
         if not isinstance(self.aux_k_coefficient, int | float) or not 0 < self.aux_k_coefficient < float("inf"):
             raise UserError(f"aux_k_coefficient: must be a positive number, not {self.aux_k_coefficient!r}")
+        if not isinstance(self.decorrelate, int | float) or not 0 <= self.decorrelate < float("inf"):
+            raise UserError(f"decorrelate: must be a number of at least 0, not {self.decorrelate!r}")
+        if self.erased_skip and self.erase == "none":
+            raise UserError("erased_skip: hands on what is erased; it needs erase leace")
+        if self.control == "random_erasure" and self.erase == "none":
+            raise UserError("control: random_erasure needs erase leace")
+        if self.concept_gate == "threshold" and self.activation not in TOPK_POSTACTS:
+            raise UserError(f"concept_gate: threshold needs a TopK activation, not {self.activation}")
         if self.aux_k and self.activation not in TOPK_POSTACTS:
             raise UserError(f"aux_k: needs a TopK activation, not {self.activation}")
         if self.batch_size % self.accumulation_steps and not self.pretrained:
@@ -119,6 +151,16 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     def sae(self) -> SAEConfig:
         """The SAE's shape and activation."""
         return SAEConfig(self.n_inputs, self.n_inputs * self.factor, self.k, self.activation)
+
+    def guided_sae(self, n_concepts: int, erased_rank: int = 0) -> SAEConfig:
+        """Return the shape and activation with as many concepts guided; 0: a vanilla SAE.
+
+        Args:
+            n_concepts: C.
+            erased_rank: of what is erased.
+        """
+        n_gated = n_concepts if self.concept_gate == "threshold" else 0
+        return replace(self.sae, n_gated=n_gated, skip_rank=erased_rank if self.erased_skip else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""

@@ -23,6 +23,7 @@ from utils.checkpoint import (
     save_resume,
 )
 from utils.distributed import any_process, process_group, rank, same_in_all_processes, world_size
+from utils.erasure import fold
 from utils.errors import UserError
 from utils.models import default_device
 from utils.run_log import RunLog
@@ -256,7 +257,7 @@ class _Run:
         if self.log:
             self.log.finish(self.history, self.concepts)
             about = {"metrics": metrics, "stopped_early": self._has_stopped_early()}
-            save_checkpoint(self.folder, core.sae, self.settings | description(core, self.cache) | about)
+            save_checkpoint(self.folder, fold(core.sae), self.settings | description(core, self.cache) | about)
         return metrics
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from utils.activation_cache import ActivationCache, ActivationSplit
 from utils.activation_reader import ActivationReader, Batch
 from utils.errors import UserError
+from utils.guided_start import guided_start, shuffled_labels
 from utils.measures import Measures
 from utils.models import default_device
 from utils.objective import Objective, StepResult
-from utils.sae import SAE
 from utils.sae_quality import measure
 from utils.schedule import learning_rate
 from utils.train_config import SAE_Train_config
@@ -58,22 +58,23 @@ class TrainingCore:
         self.rank, self.world_size = rank, world_size
         self.device = device or default_device()
         self.data = cache.split("train")
+        if config.control == "shuffled_labels":
+            self.data = self.data.with_labels(shuffled_labels(self.data, seed))
         self.reader = ActivationReader(
             self.data, config.batch_size // world_size, seed, device=self.device, rank=rank, world_size=world_size
         )
+        n_concepts = self.data.n_concepts if cond_loss_scaling > 0 else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.sae = SAE(config.sae)
+            self.sae, self.means = guided_start(config, self.data, n_concepts, seed, self.device)
         if config.unit_norm_decoder:
             self._normalise_decoder()
-        self.sae.to(self.device)
         self.objective = Objective(self.sae, config, cond_loss_scaling)
         if config.compile:
             self.objective.compile(backend=config.compile)
         self.module: nn.Module = self.objective  # or a wrapper of it
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, fused=True)
         self.steps = 0
-        n_concepts = self.data.n_concepts if cond_loss_scaling > 0 else 0
         self.window = Measures(config.n_inputs, config.sae.n_latents, n_concepts, self.device)
         self._silent_tokens_N = torch.zeros(config.sae.n_latents, dtype=torch.int64, device=self.device)
         self._dead = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -128,11 +129,14 @@ class TrainingCore:
             group["lr"] = self.learning_rate()
         parts = self.config.accumulation_steps
         loss = torch.zeros((), device=self.device)
-        chunks = zip(batch.acts_BD.chunk(parts), batch.labels_BC.chunk(parts), strict=True)
-        for part, (acts_BD, labels_BC) in enumerate(chunks):
+        means = [None] * parts if self.means is None else self.means.at(batch.rows_B).chunk(parts)
+        chunks = zip(batch.acts_BD.chunk(parts), batch.labels_BC.chunk(parts), means, strict=True)
+        for part, (acts_BD, labels_BC, means_BD) in enumerate(chunks):
             exchange_later = getattr(self.module, "no_sync", nullcontext) if part < parts - 1 else nullcontext
             with exchange_later():
-                result: StepResult = self.module(acts_BD, labels_BC, self._dead if self.config.aux_k else None)
+                result: StepResult = self.module(
+                    acts_BD, labels_BC, self._dead if self.config.aux_k else None, means_BD
+                )
                 backward(result.loss / parts)
             loss += result.loss.detach() / parts
             self.window.add(acts_BD, labels_BC, result)

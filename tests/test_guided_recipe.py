@@ -1,0 +1,297 @@
+"""Erasure, gates, warm starts and the rest of what guidance can do beyond the paper: each against its definition."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from concept_erasure import LeaceFitter
+from sklearn.linear_model import LogisticRegression
+
+from utils.activation_cache import ActivationCache
+from utils.caching import cache_activations
+from utils.checkpoint import load_checkpoint
+from utils.concept_init import regress
+from utils.erasure import Eraser, fit_leace, fold, random_eraser
+from utils.errors import UserError
+from utils.guided_start import guided_start, shuffled_labels
+from utils.losses import concept_losses, reconstruction_loss
+from utils.objective import label_correlations
+from utils.sae import SAE, SAEConfig
+from utils.text_means import TextMeans
+from utils.train_config import SAE_Train_config
+from utils.training import train
+from utils.training_core import TrainingCore
+
+CPU = torch.device("cpu")
+ALL = {
+    "erase": "leace", "concept_gate": "threshold", "concept_init": "logistic", "text_loss": True, "decorrelate": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def cache(two_concepts, tiny_llama, tmp_path):
+    return ActivationCache(cache_activations(two_concepts, tiny_llama, 1, "block", tmp_path / "data"))
+
+
+@pytest.fixture
+def config(cache):
+    return SAE_Train_config(
+        batch_size=32, ds_path=str(cache.folder), factor=4, k=8, lr=1e-3, max_epochs=2, n_inputs=32,
+        activation="topk-sigmoid",
+    )  # fmt: skip
+
+
+def normalised(split):
+    acts_BD = torch.from_numpy(split.acts(np.arange(len(split)))).double()
+    return SAE(SAEConfig(32, 64, 8)).double().normalise(acts_BD)[0]
+
+
+def some_eraser(n_inputs, n_spared, rank=2):
+    basis_DR = torch.linalg.qr(torch.randn(n_inputs, rank)).Q.double()
+    other_DR = basis_DR + 0.3 * torch.randn(n_inputs, rank)
+    right_RD = torch.linalg.solve(other_DR.T @ basis_DR, other_DR.T)  # oblique: right left = 1
+    return Eraser(basis_DR, right_RD, torch.randn(n_inputs).double(), n_spared)
+
+
+# --- erasure
+
+
+def test_erasure_is_leace_on_the_same_data(cache):
+    split = cache.split("train")
+    z_BD, labels_BC = normalised(split), torch.from_numpy(split.label_BC)
+    eraser = fit_leace(SAE(SAEConfig(32, 64, 8)), split, 2)
+    expected = LeaceFitter.fit(z_BD, labels_BC.double(), shrinkage=False, svd_tol=1e-5).eraser
+    torch.testing.assert_close(eraser(z_BD.float()), expected(z_BD).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_no_label_is_linearly_told_from_what_is_left(cache):
+    split = cache.split("train")
+    z_BD, labels_BC = normalised(split), torch.from_numpy(split.label_BC).double()
+    erased_BD = fit_leace(SAE(SAEConfig(32, 64, 8)), split, 2)(z_BD.float()).double()
+    covariance_DC = (erased_BD - erased_BD.mean(0)).T @ (labels_BC - labels_BC.mean(0)) / len(z_BD)
+    before_DC = (z_BD - z_BD.mean(0)).T @ (labels_BC - labels_BC.mean(0)) / len(z_BD)
+    assert covariance_DC.abs().max() < 1e-4 * before_DC.abs().max()
+    torch.testing.assert_close(erased_BD.mean(0), z_BD.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_random_subspace_of_equal_rank_is_the_control():
+    eraser = some_eraser(12, 3)
+    control = random_eraser(eraser, seed=1)
+    projection_DD = control.left_DR @ control.right_RD
+    torch.testing.assert_close(projection_DD @ projection_DD, projection_DD)
+    assert torch.linalg.matrix_rank(projection_DD) == torch.linalg.matrix_rank(eraser.left_DR @ eraser.right_RD) == 2
+    assert torch.equal(control.left_DR, random_eraser(eraser, seed=1).left_DR)
+
+
+@pytest.mark.parametrize(("activation", "n_gated"), [("topk-sigmoid", 0), ("topk-sigmoid", 3), ("relu", 0)])
+@pytest.mark.parametrize("subtract_pre_bias", [True, False])
+def test_a_folded_sae_has_the_same_latents(n_gated, subtract_pre_bias, activation):
+    sae = SAE(SAEConfig(12, 40, 5, activation, subtract_pre_bias=subtract_pre_bias, n_gated=n_gated)).double()
+    for parameter in sae.parameters():
+        torch.nn.init.normal_(parameter)
+    acts_BD = torch.randn(60, 12).double()
+    plain = sae.encode(acts_BD)
+    sae.eraser = some_eraser(12, 3)
+    folded = fold(sae)
+    assert folded.eraser is None
+    torch.testing.assert_close(folded.encode(acts_BD), sae.encode(acts_BD), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(folded(acts_BD), sae(acts_BD), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(sae.encode(acts_BD), plain)
+
+
+# --- gates, and gradients of all of it
+
+
+@pytest.mark.parametrize("n_gated", [0, 3])
+@pytest.mark.parametrize("erased", [False, True])
+@pytest.mark.parametrize(("n_inputs", "n_latents", "k"), [(6, 48, 5), (7, 20, 11)])  # sparse products, and dense
+def test_training_gradients_equal_plain_autograds(n_gated, erased, n_inputs, n_latents, k):
+    sae = SAE(SAEConfig(n_inputs, n_latents, k, n_gated=n_gated, skip_rank=2)).double()
+    for parameter in sae.parameters():
+        torch.nn.init.normal_(parameter)
+    if erased:
+        sae.eraser = some_eraser(n_inputs, 3)
+    acts_BD = torch.randn(50, n_inputs).double()
+    labels_BC = torch.randint(0, 2, (50, 3))
+    trained = [parameter for parameter in sae.parameters() if parameter.requires_grad]
+
+    def gradients(reconstruction_BD, pre_BC):
+        loss_B = reconstruction_loss(reconstruction_BD, acts_BD) + concept_losses(pre_BC, labels_BC, 5.0).sum(1)
+        return torch.autograd.grad(loss_B.mean(), trained)
+
+    plain, fast = sae(acts_BD), sae.training_forward(acts_BD, 3)
+    torch.testing.assert_close(fast.reconstruction_BD, plain.reconstruction_BD, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fast.concept_pre_BC, plain.pre_BN[:, :3], rtol=1e-10, atol=1e-10)
+    assert fast.indices_BK is not None
+    latents_BN = torch.zeros_like(plain.latents_BN).scatter(1, fast.indices_BK, fast.kept_BK)
+    torch.testing.assert_close(latents_BN, plain.latents_BN)
+    expected = gradients(plain.reconstruction_BD, plain.pre_BN[:, :3])
+    torch.testing.assert_close(gradients(fast.reconstruction_BD, fast.concept_pre_BC), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_gated_latents_stand_outside_the_topk():
+    sae = SAE(SAEConfig(12, 40, 5, n_gated=3))
+    torch.nn.init.normal_(sae.latent_bias)
+    output = sae(torch.randn(60, 12))
+    gated_BG, pre_BG = output.latents_BN[:, :3], output.pre_BN[:, :3]
+    assert torch.equal(gated_BG, torch.where(pre_BG > 0, pre_BG.sigmoid(), 0.0))
+    assert ((output.latents_BN[:, 3:] != 0).sum(dim=1) == 5).all()
+
+
+# --- warm starts and guidance of texts
+
+
+def test_the_regression_is_scikit_learns(cache):
+    split = cache.split("train")
+    z_BD, labels_BC = normalised(split).float(), torch.from_numpy(split.label_BC)
+    chunks = lambda: zip(z_BD.split(50), labels_BC.split(50), strict=True)  # noqa: E731
+    weight_CD, bias_C = regress(chunks, 32, 2, 1e-2, CPU)
+    for c in range(2):
+        one = LogisticRegression(C=1 / (1e-2 * len(z_BD)), tol=1e-8, max_iter=2000).fit(z_BD.numpy(), labels_BC[:, c])
+        np.testing.assert_allclose(weight_CD[c], one.coef_[0], rtol=0.05, atol=0.01)
+        np.testing.assert_allclose(bias_C[c], one.intercept_[0], rtol=0.05, atol=0.02)
+
+
+def test_a_warm_start_tells_the_concepts_before_any_step(cache, config):
+    split = cache.split("train")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cold = SAE(config.sae)
+        torch.manual_seed(0)
+        warm, _ = guided_start(dataclasses.replace(config, concept_init="logistic"), split, 2, 0, CPU)
+    assert torch.equal(warm.encoder.weight[2:], cold.encoder.weight[2:])
+    z_BD, labels_BC = normalised(split).float(), torch.from_numpy(split.label_BC)
+    losses = [concept_losses(sae.pre_activations(z_BD)[:, :2], labels_BC).mean() for sae in (cold, warm)]
+    assert losses[1] < 0.5 * losses[0]
+    difference_D = z_BD[labels_BC[:, 1] > 0].mean(0) - z_BD[labels_BC[:, 1] == 0].mean(0)
+    torch.testing.assert_close(warm.decoder.weight[:, 1], difference_D, rtol=1e-4, atol=1e-4)
+
+
+def test_the_pre_activation_of_a_texts_mean_is_the_mean_of_its_tokens(cache):
+    split, sae = cache.split("train"), SAE(SAEConfig(32, 64, 8))
+    torch.nn.init.normal_(sae.pre_bias)
+    means = TextMeans.of(sae, split)
+    acts_BD = torch.from_numpy(split.acts(np.arange(len(split))))
+    pre_BN = sae(acts_BD).pre_BN
+    text_id = split.text_id_B[100]
+    own_B = np.flatnonzero(split.text_id_B == text_id)
+    torch.testing.assert_close(sae.pre_activations(means.at(own_B[:1]))[0], pre_BN[own_B].mean(0), rtol=1e-4, atol=1e-4)
+    row = means.text_B[own_B[0]]
+    assert torch.equal(means.labels_TC[row], torch.from_numpy(split.label_BC[own_B]).amax(0))
+
+
+def test_the_concept_loss_is_on_texts_where_asked(cache, config):
+    core = TrainingCore(dataclasses.replace(config, text_loss=True), cache, 1.0, seed=0)
+    assert core.means is not None
+    batch = next(core.batches())
+    result = core.objective(batch.acts_BD, batch.labels_BC, None, core.means.at(batch.rows_B))
+    pre_BC = core.sae.pre_activations(core.means.at(batch.rows_B))[:, :2]
+    torch.testing.assert_close(result.concept_loss_BC, concept_losses(pre_BC, batch.labels_BC).detach())
+
+
+def test_correlations_with_the_labels():
+    sae = SAE(SAEConfig(12, 40, 5))
+    output = sae.training_forward(torch.randn(200, 12), 2)
+    labels_BC = torch.randint(0, 2, (200, 2))
+    assert output.indices_BK is not None
+    latents_BN = torch.zeros(200, 40).scatter(1, output.indices_BK, output.kept_BK)
+    expected = torch.zeros(())
+    for c in range(2):
+        y_B = labels_BC[:, c].float()
+        for n in range(2, 40):
+            covariance = ((latents_BN[:, n] - latents_BN[:, n].mean()) * (y_B - y_B.mean())).mean()
+            expected += covariance**2 / (latents_BN[:, n].var(correction=0) * y_B.var(correction=0) + 1e-6) / 38
+    torch.testing.assert_close(label_correlations(output, labels_BC, 40), expected, rtol=1e-3, atol=1e-6)
+    dense = output._replace(kept_BK=latents_BN, indices_BK=None)
+    torch.testing.assert_close(label_correlations(dense, labels_BC, 40), expected, rtol=1e-3, atol=1e-6)
+
+
+# --- the whole run
+
+
+@pytest.mark.parametrize("changes", [ALL, ALL | {"erased_skip": True, "text_loss": False}, {"erase": "leace"}])
+def test_a_run_is_saved_whole_and_goes_on_where_it_was(cache, config, tmp_path, changes):
+    config = dataclasses.replace(config, **changes)
+    train(config, cache, tmp_path / "whole")
+    loaded = load_checkpoint(tmp_path / "whole")
+    core = TrainingCore(config, cache, 1.0, seed=0)
+    while core.steps < core.total_steps:
+        for batch in core.batches():
+            core.step(batch)
+            if core.steps == 5:  # into another process
+                state, core = core.state(), TrainingCore(config, cache, 1.0, seed=0)
+                core.restore(state)
+                break
+    acts_BD = torch.from_numpy(cache.split("test").acts(np.arange(50)))
+    torch.testing.assert_close(loaded.sae(acts_BD), fold(core.sae)(acts_BD), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.sae(acts_BD), core.sae(acts_BD), rtol=1e-3, atol=1e-3)
+    assert loaded.sae.config == core.sae.config
+    train(config, cache, tmp_path / "whole")  # done already
+
+
+def test_a_vanilla_sae_knows_nothing_of_the_options(cache, config):
+    plain, other = (
+        TrainingCore(own, cache, 0.0, seed=0) for own in (config, dataclasses.replace(config, **ALL, erased_skip=True))
+    )
+    for core in (plain, other):
+        for batch in itertools.islice(core.batches(), 5):
+            core.step(batch)
+    assert plain.sae.config == other.sae.config
+    assert all(torch.equal(a, b) for a, b in zip(plain.sae.parameters(), other.sae.parameters(), strict=True))
+
+
+def test_shuffled_labels_keep_their_numbers(cache, tiny_llama, sp_folder, tmp_path):
+    split = cache.split("train")
+    shuffled_BC = shuffled_labels(split, 0)
+    assert (shuffled_BC.sum(0) == split.label_BC.sum(0)).all()
+    assert (shuffled_BC != split.label_BC).any()
+    other = split.with_labels(shuffled_BC)
+    rows_B = np.array([3, 40, 41, 90])
+    np.testing.assert_array_equal(other.take("label", rows_B), shuffled_BC[rows_B])
+    np.testing.assert_array_equal(other.label_BC, shuffled_BC)
+    np.testing.assert_array_equal(split.take("label", rows_B), split.label_BC[rows_B])
+
+
+def test_shuffled_labels_of_texts_stay_those_of_whole_texts(cache):
+    split = cache.split("train")
+    by_text_BC = (split.text_id_B % 2).astype(np.int8)[:, None].repeat(2, 1)
+    shuffled_BC = shuffled_labels(split.with_labels(by_text_BC), 0)
+    for text_id in np.unique(split.text_id_B):
+        assert len(np.unique(shuffled_BC[split.text_id_B == text_id], axis=0)) == 1
+    assert (shuffled_BC != by_text_BC).any()
+
+
+def test_the_control_of_shuffled_labels_learns_no_concept(cache, config):
+    core = TrainingCore(dataclasses.replace(config, control="shuffled_labels", **ALL), cache, 1.0, seed=0)
+    split = cache.split("train")
+    pre_BC = core.sae.pre_activations(normalised(split).float())[:, :2]
+    right = ((pre_BC > 0) == torch.from_numpy(split.label_BC > 0)).float().mean()
+    honest = TrainingCore(dataclasses.replace(config, **ALL | {"text_loss": False}), cache, 1.0, seed=0)
+    pre_BC = honest.sae.pre_activations(normalised(split).float())[:, :2]
+    assert ((pre_BC > 0) == torch.from_numpy(split.label_BC > 0)).float().mean() > right
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"erase": "all"}, "erase: 'all' is unknown"),
+        ({"erased_skip": True}, "erased_skip: hands on what is erased; it needs erase leace"),
+        ({"concept_gate": "threshold", "activation": "relu"}, "concept_gate: threshold needs a TopK activation"),
+        ({"concept_init": 1}, "concept_init: 1 is unknown"),
+        ({"text_loss": 1}, "text_loss: 1 is unknown"),
+        ({"decorrelate": -1}, "decorrelate: must be a number of at least 0"),
+        ({"control": "random_erasure"}, "control: random_erasure needs erase leace"),
+    ],
+)
+def test_impossible_options_are_refused(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+def test_a_gate_leaves_fewer_latents_for_the_topk():
+    with pytest.raises(UserError, match="k: 30 is more than the 28 latents there are beside 4 gated ones"):
+        SAEConfig(8, 32, 30, n_gated=4)
+    with pytest.raises(UserError, match="n_gated: needs the activation"):
+        SAEConfig(8, 32, 4, "relu", n_gated=4)

@@ -1,0 +1,100 @@
+"""A warm start: the concepts' encoder rows begin as a logistic regression on the training tokens, or texts."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.activation_cache import ActivationSplit
+from utils.sae import SAE
+from utils.text_means import TextMeans
+
+MOST_ROWS = 200_000  # tokens that a regression is fitted on, evenly spaced
+_ROWS = 16_384
+_TOKEN_PENALTY, _TEXT_PENALTY = 1e-4, 3e-3  # of squared weights; there are far fewer texts
+_ITERATIONS = 60
+Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # (z_BD, labels_BC), the same every time
+
+
+@torch.no_grad()
+def start_from_regression(sae: SAE, split: ActivationSplit, means: TextMeans | None) -> None:
+    """Set the first C rows of encoder and latent bias such that pre is a logistic regression's log-odds.
+
+    The decoder's columns start as the difference of the classes' mean normalised activations, so that a latent that
+    fires at 1 writes what the concept adds.
+
+    Args:
+        sae: is changed; its pre-bias is 0.
+        split: the tokens and labels, read batch by batch.
+        means: of texts; then the regression is on them, not on tokens.
+    """
+    n_concepts = split.n_concepts
+    if means is None:
+        chunks, penalty = partial(_tokens, sae, split), _TOKEN_PENALTY
+    else:
+        chunks, penalty = partial(_texts, means), _TEXT_PENALTY
+    weight_CD, bias_C = regress(chunks, split.d_model, n_concepts, penalty, sae.pre_bias.device)
+    sae.encoder.weight[:n_concepts] = weight_CD
+    sae.latent_bias[:n_concepts] = bias_C
+    sae.decoder.weight[:, :n_concepts] = _class_differences(chunks).T
+
+
+def _tokens(sae: SAE, split: ActivationSplit) -> Iterator[tuple[Tensor, Tensor]]:
+    device = sae.pre_bias.device
+    rows_B = np.unique(np.linspace(0, len(split) - 1, min(len(split), MOST_ROWS)).astype(np.int64))
+    for start in range(0, len(rows_B), _ROWS):
+        own_B = rows_B[start : start + _ROWS]
+        z_BD = sae.normalise(torch.from_numpy(split.acts(own_B)).to(device))[0]
+        yield z_BD, torch.from_numpy(split.take("label", own_B)).to(device)
+
+
+def _texts(means: TextMeans) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(means.means_TD.split(_ROWS), means.labels_TC.split(_ROWS), strict=True)
+
+
+@torch.enable_grad()
+def regress(
+    chunks: Chunks, n_inputs: int, n_concepts: int, penalty: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Fit one logistic regression per concept by L-BFGS; return weight_CD and bias_C.
+
+    Args:
+        chunks: the rows; gone through once for every evaluation of the loss.
+        n_inputs: D.
+        n_concepts: C.
+        penalty: half of it times the squared weights is added to the mean loss.
+        device: of the result.
+    """
+    weight_CD = torch.zeros(n_concepts, n_inputs, device=device, requires_grad=True)
+    bias_C = torch.zeros(n_concepts, device=device, requires_grad=True)
+    n_rows = sum(len(z_BD) for z_BD, _ in chunks())
+    optimizer = torch.optim.LBFGS([weight_CD, bias_C], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = penalty / 2 * weight_CD.square().sum()
+        total.backward()
+        for z_BD, labels_BC in chunks():
+            pre_BC = F.linear(z_BD, weight_CD, bias_C)
+            part = F.binary_cross_entropy_with_logits(pre_BC, labels_BC.to(pre_BC.dtype), reduction="sum") / n_rows
+            part.backward()
+            total = total.detach() + part.detach()
+        return total
+
+    optimizer.step(loss)
+    return weight_CD.detach(), bias_C.detach()
+
+
+def _class_differences(chunks: Chunks) -> Tensor:
+    """Return the mean with each label less the mean without it, [C, D]; 0 where all have it, or none."""
+    parts: list[tuple[Tensor, ...]] = [
+        (has_CB @ z_BD, (1 - has_CB) @ z_BD, has_CB.sum(dim=1), torch.tensor(has_CB.shape[1]))
+        for has_CB, z_BD in ((labels_BC.T.float(), z_BD) for z_BD, labels_BC in chunks())
+    ]
+    with_CD, without_CD, n_with_C = (torch.stack([part[i] for part in parts]).sum(dim=0) for i in range(3))
+    n_without_C = sum(part[3] for part in parts) - n_with_C
+    difference_CD = with_CD / n_with_C.clamp(min=1)[:, None] - without_CD / n_without_C.clamp(min=1)[:, None]
+    return difference_CD * ((n_with_C > 0) & (n_without_C > 0))[:, None]
