@@ -52,6 +52,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
         concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
         text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
         decorrelate: weight of the squared correlations of all other latents with the labels; 0: none.
+        concept_decay: half of it times the squared norm of each concept's encoder row is added to the loss.
         control: what the recipe is to be held against: `shuffled_labels`, or `random_erasure` of a subspace of the same
             rank; `none`.
     """
@@ -81,6 +82,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     concept_init: str = "random"
     text_loss: bool = False
     decorrelate: float = 0.0
+    concept_decay: float = 0.0
     control: str = "none"
 
     def __post_init__(self) -> None:
@@ -127,8 +129,10 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
                 raise UserError(f"{key}: {value!r} is unknown; choose one of {names}")
         if not isinstance(self.aux_k_coefficient, int | float) or not 0 < self.aux_k_coefficient < float("inf"):
             raise UserError(f"aux_k_coefficient: must be a positive number, not {self.aux_k_coefficient!r}")
-        if not isinstance(self.decorrelate, int | float) or not 0 <= self.decorrelate < float("inf"):
-            raise UserError(f"decorrelate: must be a number of at least 0, not {self.decorrelate!r}")
+        for key in ("decorrelate", "concept_decay"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise UserError(f"{key}: must be a number of at least 0, not {value!r}")
         if self.erased_skip and self.erase == "none":
             raise UserError("erased_skip: hands on what is erased; it needs erase leace")
         if self.control == "random_erasure" and self.erase == "none":
