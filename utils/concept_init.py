@@ -14,7 +14,7 @@ from utils.text_means import TextMeans
 
 MOST_ROWS = 200_000  # tokens that a regression is fitted on, evenly spaced
 _ROWS = 16_384
-_TOKEN_PENALTY, _TEXT_PENALTY = 1e-4, 3e-3  # of squared weights; there are far fewer texts
+_TOKEN_PENALTY, _TEXT_PENALTY = 1e-5, 3e-3  # of squared weights; there are far fewer texts
 _ITERATIONS = 60
 Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # (z_BD, labels_BC), the same every time
 

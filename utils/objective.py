@@ -59,9 +59,6 @@ class Objective(nn.Module):
         loss = loss_B.mean()
         if self.config.decorrelate and self.scaling > 0:
             loss = loss + self.config.decorrelate * label_correlations(output, guided_BC, self.sae.config.n_latents)
-        if self.config.concept_decay and self.scaling > 0:
-            rows_CD = self.sae.encoder.weight[: guided_BC.shape[1]]
-            loss = loss + self.config.concept_decay / 2 * rows_CD.square().sum()
         if dead is not None and len(dead) > 0:
             loss = loss + self.config.aux_k_coefficient * aux_k_loss(
                 self.sae, acts_BD, output.reconstruction_BD, dead, self.config.aux_k

@@ -43,7 +43,8 @@ class SAEConfig:
             `constant_norm` (every token scaled to the norm sqrt(D)).
         input_scale: a factor on all inputs, undone after the decoder; only without another normalisation.
         subtract_pre_bias: whether the encoder sees z - b_pre, or z itself.
-        n_gated: latents, from 0 on, that stand outside the TopK: the activation where pre > 0, else 0.
+        n_gated: latents, from 0 on, that stand outside the TopK: the activation where pre > gate_at, else 0.
+        gate_at: see there.
         skip_rank: linear features of z that the decoder gets beside the latents.
 
     Raises:
@@ -58,6 +59,7 @@ class SAEConfig:
     input_scale: float = 1.0
     subtract_pre_bias: bool = True
     n_gated: int = 0
+    gate_at: float = 0.0
     skip_rank: int = 0
 
     def __post_init__(self) -> None:
@@ -215,7 +217,7 @@ class SAE(nn.Module):
         return (z_BD @ self.skip_read.T - self.skip_offset) @ self.skip_write.T
 
     def _gate(self, pre_BG: Tensor) -> Tensor:
-        return TOPK_POSTACTS[self.config.activation](pre_BG) * (pre_BG > 0)
+        return TOPK_POSTACTS[self.config.activation](pre_BG) * (pre_BG > self.config.gate_at)
 
     def activate(self, pre_BN: Tensor) -> Tensor:
         """Return latents_BN: for TopK activations of the k largest pre-activations of a token, all others exactly 0."""

@@ -48,11 +48,11 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             `none`. This and what follows plays no part in a vanilla SAE.
         erased_skip: hand what was erased to the decoder, past the latents.
         concept_gate: `topk`: a concept's latent must be among the k of a token; `threshold`: it stands outside, and is
-            0 where its pre-activation is not above 0.
+            0 where its pre-activation is not above `gate_at`.
+        gate_at: 0: from a probability of a half on; -3: from 5 % on.
         concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
         text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
         decorrelate: weight of the squared correlations of all other latents with the labels; 0: none.
-        concept_decay: half of it times the squared norm of each concept's encoder row is added to the loss.
         control: what the recipe is to be held against: `shuffled_labels`, or `random_erasure` of a subspace of the same
             rank; `none`.
     """
@@ -79,10 +79,10 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     erase: str = "none"
     erased_skip: bool = False
     concept_gate: str = "topk"
+    gate_at: float = 0.0
     concept_init: str = "random"
     text_loss: bool = False
     decorrelate: float = 0.0
-    concept_decay: float = 0.0
     control: str = "none"
 
     def __post_init__(self) -> None:
@@ -129,10 +129,13 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
                 raise UserError(f"{key}: {value!r} is unknown; choose one of {names}")
         if not isinstance(self.aux_k_coefficient, int | float) or not 0 < self.aux_k_coefficient < float("inf"):
             raise UserError(f"aux_k_coefficient: must be a positive number, not {self.aux_k_coefficient!r}")
-        for key in ("decorrelate", "concept_decay"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise UserError(f"{key}: must be a number of at least 0, not {value!r}")
+        number = isinstance(self.decorrelate, int | float) and not isinstance(self.decorrelate, bool)
+        if not number or not 0 <= self.decorrelate < float("inf"):
+            raise UserError(f"decorrelate: must be a number of at least 0, not {self.decorrelate!r}")
+        if isinstance(self.gate_at, bool) or not isinstance(self.gate_at, int | float) or abs(self.gate_at) > 100:
+            raise UserError(f"gate_at: must be a number from -100 to 100, not {self.gate_at!r}")
+        if self.gate_at and self.concept_gate != "threshold":
+            raise UserError("gate_at: is that of concept_gate threshold")
         if self.erased_skip and self.erase == "none":
             raise UserError("erased_skip: hands on what is erased; it needs erase leace")
         if self.control == "random_erasure" and self.erase == "none":
@@ -164,7 +167,8 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             erased_rank: of what is erased.
         """
         n_gated = n_concepts if self.concept_gate == "threshold" else 0
-        return replace(self.sae, n_gated=n_gated, skip_rank=erased_rank if self.erased_skip else 0)
+        gate_at = self.gate_at if n_gated else 0.0
+        return replace(self.sae, n_gated=n_gated, gate_at=gate_at, skip_rank=erased_rank if self.erased_skip else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
