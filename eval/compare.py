@@ -71,18 +71,11 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         raise UserError(f"{unknown[0]}: no such data set here; choose of {', '.join(SCRIPTS)}")
     if args.sae and len(datasets) > 1:
         raise UserError("--sae is for one data set; name one")
-    sources = dict(_source(text, datasets) for text in args.source)
+    sources = recipe.sources(args.source, datasets)
     parts = [_compare(dataset, args, sources.get(dataset)) for dataset in datasets]
     table = pd.concat([part for part, _ in parts], ignore_index=True)
     _write(args, table, dict(swept for _, swept in parts))
     return table
-
-
-def _source(text: str, datasets: list[str]) -> tuple[str, str]:
-    name, _, path = text.partition("=")
-    if name not in datasets or not path:
-        raise UserError(f"--source {text}: must be DATASET=PATH, with one of {', '.join(datasets)}")
-    return name, path
 
 
 def _compare(

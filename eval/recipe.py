@@ -6,15 +6,33 @@ from create_data import act_dataset
 from train import sp_classifier, train_SAE
 from utils.activation_store import cache_name
 from utils.atomic import write_json
+from utils.errors import UserError
 from utils.train_config import load_train_config
 
 CONFIGS = Path(__file__).parents[1] / "llama3_SAE" / "SAE_config"
 MODEL, BLOCK, SITE = "smollm2", 15, "block"
-MAX_TEXTS = {"SP": 4000, "RTP": 4000, "PII_synth": 1000}
+MAX_TEXTS = {"SP": 4000, "RTP": 4000, "RTP_split": 4000, "PII_synth": 1000}
+
+
+def sources(given: list[str], datasets: list[str]) -> dict[str, str]:
+    """Parse what --source says, DATASET=PATH each.
+
+    Raises:
+        UserError: not of that form, or none of the data sets.
+    """
+    found = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if name not in datasets or not path:
+            raise UserError(f"--source {text}: must be DATASET=PATH, with one of {', '.join(datasets)}")
+        found[name] = path
+    return found
 
 
 def shipped_config(dataset: str) -> Path:
     """Return the shipped run config for SmolLM2 and a data set."""
+    if dataset == "RTP_split":
+        dataset = "RTP"  # the same training, on prompts
     return CONFIGS / f"{MODEL}-l1728-b{BLOCK}-k144-{dataset}.json"
 
 

@@ -16,6 +16,8 @@ MOST_ROWS = 200_000  # tokens that a regression is fitted on, evenly spaced
 _ROWS = 16_384
 _TOKEN_PENALTY, _TEXT_PENALTY = 1e-5, 3e-3  # of squared weights; there are far fewer texts
 _ITERATIONS = 60
+# Of one latent and input: forward and backward, for at most so many evaluations (a step takes one and a quarter).
+FLOPS_PER_ROW = 4 * _ITERATIONS * 1.25
 Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # (z_BD, labels_BC), the same every time
 
 

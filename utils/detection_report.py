@@ -103,7 +103,10 @@ def _of_sae(subject: Evaluated, split: str, args: argparse.Namespace) -> list[_D
         latents_C = concept_latents(subject, args.train_split, tokens=True, seed=args.seed)
         if (latents_C < 0).all():
             raise UserError(f"{subject.label}: no latent tells any concept apart in split {args.train_split!r}")
-        return classes_of_latents(concept_features(sae, cache.split(split), latents_C).values_BC)
+        found = concept_features(sae, cache.split(split), latents_C)
+        # A gate may open below a probability of a half, where the concept is not there yet.
+        gated_BC = (latents_C < sae.config.n_gated) & (found.pre_BC <= 0)
+        return classes_of_latents(np.where(gated_BC, 0, found.values_BC))
 
     def by_probe() -> Classes:
         sae = subject.loaded.sae.to(default_device())

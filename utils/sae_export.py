@@ -33,6 +33,10 @@ def to_saelens(loaded: LoadedSAE, folder: str | Path) -> Path:
     config, folder = loaded.sae.config, Path(folder)
     normalisations = {ours: theirs for theirs, ours in reversed(NORMALISATIONS.items())}
     architectures = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    if config.n_gated or config.skip_rank:
+        raise UserError(
+            "SAELens has no SAEs with gated latents or a skip; train with concept_gate topk, without erased_skip"
+        )
     if config.activation not in architectures:
         raise UserError(f"SAELens has no {config.activation!r} SAEs; it takes {', '.join(architectures)}")
     described: dict[str, Any] = {
@@ -102,6 +106,8 @@ class SAEBenchView(nn.Module):
 
     def __init__(self, loaded: LoadedSAE) -> None:
         super().__init__()
+        if loaded.sae.config.skip_rank:
+            raise UserError("SAEBench decodes latents alone; train without erased_skip")
         self.sae = loaded.sae
         metadata, config = _metadata(loaded), loaded.sae.config
         self.cfg = SAEBenchConfig(

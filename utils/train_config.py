@@ -132,6 +132,9 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
         number = isinstance(self.decorrelate, int | float) and not isinstance(self.decorrelate, bool)
         if not number or not 0 <= self.decorrelate < float("inf"):
             raise UserError(f"decorrelate: must be a number of at least 0, not {self.decorrelate!r}")
+        self._check_guidance()
+
+    def _check_guidance(self) -> None:
         if isinstance(self.gate_at, bool) or not isinstance(self.gate_at, int | float) or abs(self.gate_at) > 100:
             raise UserError(f"gate_at: must be a number from -100 to 100, not {self.gate_at!r}")
         if self.gate_at and self.concept_gate != "threshold":

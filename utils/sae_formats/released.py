@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.atomic import read_json, read_json_object
+from utils.checkpoint import has_checkpoint, load_checkpoint
 from utils.errors import UserError
 from utils.sae import SAEConfig
 from utils.sae_formats.common import ForeignSAE, read_tensors, take
@@ -40,6 +41,10 @@ def read_determined(location: Path, run_config: Path | None) -> ForeignSAE:
     hparams = described["hparams"] or {}  # null where a trial off the cluster was given none
     config_path = run_config or _find_run_config(folder, Path(str(hparams.get("config_path", ""))))
     path = folder / "state_dict.pth"
+    if has_checkpoint(folder):  # of our own trials: there what was erased is folded into the weights
+        own = load_checkpoint(folder)
+        origin = {"determined": hparams, "epochs_trained": own.config["epochs_trained"]}
+        return ForeignSAE(own.sae.config, own.sae.state_dict(), origin)
     with numpy_random_state():
         content = read_tensors(path)
     models = content.get("models_state_dict") or [content.get("model_state_dict")]

@@ -1,0 +1,106 @@
+"""Named recipes: the paper's, `clear`, and what tells which part of it does what. See docs/recipes.md."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from utils.concept_init import FLOPS_PER_ROW, MOST_ROWS
+from utils.train_config import SAE_Train_config
+
+# Concept latents: erased elsewhere, regressed at the start, and gated on their own.
+CLEAR: Mapping[str, Any] = {
+    "erase": "leace",
+    "concept_gate": "threshold",
+    "gate_at": -3.0,
+    "concept_init": "logistic",
+    "decorrelate": 1.0,
+}
+THIRD = "-third"
+_WITHOUT: Mapping[str, Mapping[str, Any]] = {
+    "erase": {"erase": "none"},
+    "gate": {"concept_gate": "topk", "gate_at": 0.0},
+    "warm": {"concept_init": "random"},
+    "text": {"text_loss": False},
+    "decorrelate": {"decorrelate": 0.0},
+}
+RECIPES: Mapping[str, str] = {
+    "vanilla": "no guidance",
+    "paper": "the paper's guidance",
+    "clear": "all of it",
+    f"paper{THIRD}": "a third of the paper's steps",
+    f"clear{THIRD}": "a third of the paper's FLOPs",
+    **{f"clear-no-{part}": f"without {part}" for part in _WITHOUT},
+    "paper-erase": "the paper's, and erasure alone",
+    "clear-skip": "what is erased is handed to the decoder",
+    "control-labels": "clear, with shuffled labels",
+    "control-random": "clear, with a random subspace erased",
+}
+
+
+def recipe_config(
+    name: str, paper: SAE_Train_config, *, whole_texts: bool, n_rows: int, n_tokens: int, n_concepts: int
+) -> SAE_Train_config:
+    """Return the run config of a recipe, of no more training FLOPs than the paper's.
+
+    Args:
+        name: of `RECIPES`.
+        paper: the paper's recipe for these data.
+        whole_texts: whether labels are those of whole texts.
+        n_rows: texts then, else tokens, that a warm start is fitted on.
+        n_tokens: of the training split.
+        n_concepts: C.
+    """
+    budget = training_flops(paper, n_rows, n_tokens, n_concepts) / (3 if name.endswith(THIRD) else 1)
+    config = replace(paper, **_changes(name.removesuffix(THIRD), whole_texts))
+    epochs = range(paper.max_epochs, 0, -1)
+    within = (replace(config, max_epochs=n) for n in epochs)
+    return next(
+        (own for own in within if training_flops(own, n_rows, n_tokens, n_concepts) <= budget),
+        replace(config, max_epochs=1),
+    )
+
+
+def _changes(name: str, whole_texts: bool) -> dict[str, Any]:
+    if name in ("vanilla", "paper"):
+        return {}
+    if name == "paper-erase":
+        return {"erase": "leace"}
+    clear = {**CLEAR, "text_loss": whole_texts}
+    if name == "clear-skip":
+        return clear | {"erased_skip": True}
+    if name == "control-labels":
+        return clear | {"control": "shuffled_labels"}
+    if name == "control-random":
+        return clear | {"control": "random_erasure"}
+    return clear | dict(_WITHOUT.get(name.removeprefix("clear-no-"), {}))
+
+
+def training_flops(config: SAE_Train_config, n_rows: int, n_tokens: int, n_concepts: int) -> float:
+    """Return the floating-point operations of a run: a multiplication and an addition are two.
+
+    Of the products over all latents only the encoder's forward one is; the decoder's and the gradients' run over the
+    kept latents, see `utils.topk_products`. What a warm start and an erasure take comes on top.
+
+    Args:
+        config: of a TopK activation.
+        n_rows: that a warm start is fitted on.
+        n_tokens: of an epoch.
+        n_concepts: C; 0: a vanilla run.
+    """
+    d_model, kept = config.n_inputs, config.k + (n_concepts if config.concept_gate == "threshold" else 0)
+    n_latents = config.sae.n_latents
+    per_token = 2.0 * d_model * (n_latents + 4 * kept + n_concepts)
+    start = 0.0
+    if n_concepts:
+        if config.erase != "none":
+            start += 2.0 * n_tokens * d_model * (d_model + n_concepts) + 10.0 * d_model**3
+            per_token += 4.0 * d_model * n_concepts
+        if config.text_loss:
+            start += 2.0 * n_tokens * d_model
+            per_token += 6.0 * d_model * n_concepts
+        if config.decorrelate:
+            per_token += 6.0 * kept * n_concepts
+        if config.concept_init == "logistic":
+            start += FLOPS_PER_ROW * min(n_rows, MOST_ROWS) * d_model * n_concepts
+    steps = n_tokens // config.batch_size * config.max_epochs
+    return start + per_token * steps * config.batch_size
