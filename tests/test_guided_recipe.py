@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from utils.activation_cache import ActivationCache
 from utils.caching import cache_activations
 from utils.checkpoint import load_checkpoint
+from utils.concept_features import concept_features, gated_where_likely
 from utils.concept_init import regress
 from utils.erasure import Eraser, fit_leace, fold, random_eraser
 from utils.errors import UserError
@@ -19,6 +20,8 @@ from utils.guided_start import guided_start, shuffled_labels
 from utils.losses import concept_losses, reconstruction_loss
 from utils.objective import label_correlations
 from utils.sae import SAE, SAEConfig
+from utils.sae_export import SAEBenchView, to_saelens
+from utils.sae_loading import get_model, load_sae
 from utils.text_means import TextMeans
 from utils.train_config import SAE_Train_config
 from utils.training import train
@@ -295,3 +298,48 @@ def test_a_gate_leaves_fewer_latents_for_the_topk():
         SAEConfig(8, 32, 30, n_gated=4)
     with pytest.raises(UserError, match="n_gated: needs the activation"):
         SAEConfig(8, 32, 4, "relu", n_gated=4)
+
+
+# --- where such SAEs are used
+
+
+@pytest.fixture
+def trained(cache, config, tmp_path):
+    train(dataclasses.replace(config, **ALL | {"gate_at": -3.0, "erased_skip": True}), cache, tmp_path / "ckpt/own")
+    return tmp_path / "ckpt/own"
+
+
+def test_a_wrapped_model_reconstructs_with_the_skip_and_is_steered(trained, tiny_llama):
+    model, tokenizer = get_model("tinyllama", str(trained), model_path=str(tiny_llama.folder))
+    inputs, sae = tokenizer(["Thou art a villain"], return_tensors="pt"), load_sae(str(trained)).sae
+    with torch.inference_mode():
+        with model.capture() as seen:
+            plain = model(**inputs).logits
+        with model.reconstruct(error_term=False), model.capture() as _:
+            changed = model(**inputs).logits
+        with model.steer({0: 0.5}, beta="active"):
+            steered = model(**inputs).logits
+    torch.testing.assert_close(seen.latents[0], sae.encode(seen.acts[0]))
+    assert not torch.equal(plain, changed)
+    assert not torch.equal(plain, steered)
+    assert model.sae.config.skip_rank == sae.skip_write.shape[1] > 0
+    reconstruction = sae(seen.acts[0]).reconstruction_BD
+    assert not torch.allclose(reconstruction, sae.decode(seen.latents[0], *sae.normalise(seen.acts[0])[1:]))
+
+
+def test_others_formats_cannot_hold_a_gate_or_a_skip(trained, cache, config, tmp_path):
+    with pytest.raises(UserError, match="SAELens has no SAEs with gated latents or a skip"):
+        to_saelens(load_sae(str(trained)), tmp_path / "lens")
+    with pytest.raises(UserError, match="SAEBench decodes latents alone"):
+        SAEBenchView(load_sae(str(trained)))
+    train(dataclasses.replace(config, erase="leace"), cache, tmp_path / "ckpt/plain")
+    assert to_saelens(load_sae(str(tmp_path / "ckpt/plain")), tmp_path / "lens").is_dir()
+
+
+def test_a_gate_below_one_half_does_not_detect(cache, trained):
+    sae, split = load_sae(str(trained)).sae, cache.split("test")
+    features = concept_features(sae, split, np.arange(2))
+    found_BC = gated_where_likely(features, np.arange(2), sae.config.n_gated)
+    assert ((found_BC != 0) == (features.pre_BC > 0)).all()
+    assert ((features.values_BC != 0) == (features.pre_BC > -3)).all()
+    assert (gated_where_likely(features, np.arange(2), 0) == features.values_BC).all()
