@@ -13,6 +13,7 @@ from utils.sae import SAE
 from utils.text_means import TextMeans
 
 MOST_ROWS = 200_000  # tokens that a regression is fitted on, evenly spaced
+MOST_BYTES = 2**28  # of them that stay in memory
 _ROWS = 16_384
 _TOKEN_PENALTY, _TEXT_PENALTY = 1e-5, 3e-3  # of squared weights; there are far fewer texts
 _ITERATIONS = 60
@@ -38,6 +39,10 @@ def start_from_regression(sae: SAE, split: ActivationSplit, means: TextMeans | N
         chunks, penalty = partial(_tokens, sae, split), _TOKEN_PENALTY
     else:
         chunks, penalty = partial(_texts, means), _TEXT_PENALTY
+    n_rows = min(len(split), MOST_ROWS) if means is None else 0
+    if n_rows * split.d_model * 4 <= MOST_BYTES:
+        kept = list(chunks())  # so few that they need not be read for every step
+        chunks = partial(iter, kept)
     weight_CD, bias_C = regress(chunks, split.d_model, n_concepts, penalty, sae.pre_bias.device)
     sae.encoder.weight[:n_concepts] = weight_CD
     sae.latent_bias[:n_concepts] = bias_C

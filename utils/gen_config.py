@@ -1,6 +1,7 @@
 """Run configs made from a grid: one JSON per block, factor and k, for models whose shape is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from utils.cli import Parser, positive_int
 from utils.errors import UserError
 from utils.hooks import SITES, check_block
 from utils.models import MODELS
+from utils.recipes import clear_options
 from utils.sae import ACTIVATIONS
 from utils.train_config import SAE_Train_config
 
@@ -42,6 +44,8 @@ def generate(folder: Path, models: Sequence[str], description: str, argv: Sequen
     parser.add_argument("--batch-size", type=positive_int, default=2048, help="tokens of a step")
     parser.add_argument("--lr", type=float, default=1e-5, help="Adam's learning rate")
     parser.add_argument("--max-epochs", type=positive_int, default=100, help="passes over the data")
+    recipe = "paper, or clear (docs/recipes.md), which adds its keys and its name"
+    parser.add_argument("--recipe", choices=("paper", "clear"), default="paper", help=recipe)
     parser.add_argument("--suffix", default="", help="added to the file names after a '-', such as the data set")
     parser.add_argument("--out", type=Path, default=folder, help="folder for the files")
     args = parser.parse_args(argv)
@@ -60,8 +64,11 @@ def generate(folder: Path, models: Sequence[str], description: str, argv: Sequen
             n_inputs=spec.d_model,
             activation=args.activation,
         )
-        name = f"{args.model}-l{config.sae.n_latents}-b{block:02}-k{k}" + (f"-{args.suffix}" if args.suffix else "")
-        files[args.out / f"{name}.json"] = {key: getattr(config, key) for key in _KEYS}
+        more = clear_options(args.dataset) if args.recipe == "clear" else {}
+        config = replace(config, **more)
+        suffix = "-".join(part for part in (args.suffix, "clear" if more else "") if part)
+        name = f"{args.model}-l{config.sae.n_latents}-b{block:02}-k{k}" + (f"-{suffix}" if suffix else "")
+        files[args.out / f"{name}.json"] = {key: getattr(config, key) for key in (*_KEYS, *more)}
     for path, values in files.items():
         if path.exists() and read_json(path) != values:
             raise UserError(f"{path}: is there with other contents; remove it or choose another --suffix or --out")

@@ -10,14 +10,17 @@ from utils.train_config import SAE_Train_config
 # Concept latents: erased elsewhere, regressed at the start, and gated on their own.
 CLEAR: Mapping[str, Any] = {
     "erase": "leace",
+    "erased_skip": True,
     "concept_gate": "threshold",
     "gate_at": -3.0,
     "concept_init": "logistic",
     "decorrelate": 1.0,
 }
+WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
 THIRD = "-third"
 _WITHOUT: Mapping[str, Mapping[str, Any]] = {
-    "erase": {"erase": "none"},
+    "erase": {"erase": "none", "erased_skip": False},
+    "skip": {"erased_skip": False},
     "gate": {"concept_gate": "topk", "gate_at": 0.0},
     "warm": {"concept_init": "random"},
     "text": {"text_loss": False},
@@ -31,10 +34,15 @@ RECIPES: Mapping[str, str] = {
     f"clear{THIRD}": "a third of the paper's FLOPs",
     **{f"clear-no-{part}": f"without {part}" for part in _WITHOUT},
     "paper-erase": "the paper's, and erasure alone",
-    "clear-skip": "what is erased is handed to the decoder",
     "control-labels": "clear, with shuffled labels",
     "control-random": "clear, with a random subspace erased",
 }
+
+
+def clear_options(dataset: str) -> dict[str, Any]:
+    """Return what `clear` adds to a run config for a data set."""
+    whole_texts = dataset in WHOLE_TEXTS or dataset.startswith("Combi")
+    return {**CLEAR, "text_loss": whole_texts}
 
 
 def recipe_config(
@@ -66,8 +74,6 @@ def _changes(name: str, whole_texts: bool) -> dict[str, Any]:
     if name == "paper-erase":
         return {"erase": "leace"}
     clear = {**CLEAR, "text_loss": whole_texts}
-    if name == "clear-skip":
-        return clear | {"erased_skip": True}
     if name == "control-labels":
         return clear | {"control": "shuffled_labels"}
     if name == "control-random":
@@ -94,7 +100,7 @@ def training_flops(config: SAE_Train_config, n_rows: int, n_tokens: int, n_conce
     if n_concepts:
         if config.erase != "none":
             start += 2.0 * n_tokens * d_model * (d_model + n_concepts) + 10.0 * d_model**3
-            per_token += 4.0 * d_model * n_concepts
+            per_token += (10.0 if config.erased_skip else 4.0) * d_model * n_concepts
         if config.text_loss:
             start += 2.0 * n_tokens * d_model
             per_token += 6.0 * d_model * n_concepts
