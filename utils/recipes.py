@@ -12,9 +12,13 @@ CLEAR: Mapping[str, Any] = {
     "erase": "leace",
     "erased_skip": True,
     "concept_gate": "threshold",
-    "gate_at": -3.0,
+    "gate_at": -5.0,
     "concept_init": "logistic",
-    "decorrelate": 1.0,
+}
+# By whether labels are those of whole texts: one concept, or few; else of tokens, and many.
+_BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
+    True: {"text_loss": True, "decorrelate": 2.0},
+    False: {"text_loss": False, "decorrelate": 0.5},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
 THIRD = "-third"
@@ -42,7 +46,7 @@ RECIPES: Mapping[str, str] = {
 def clear_options(dataset: str) -> dict[str, Any]:
     """Return what `clear` adds to a run config for a data set."""
     whole_texts = dataset in WHOLE_TEXTS or dataset.startswith("Combi")
-    return {**CLEAR, "text_loss": whole_texts}
+    return {**CLEAR, **_BY_LABELS[whole_texts]}
 
 
 def recipe_config(
@@ -73,7 +77,7 @@ def _changes(name: str, whole_texts: bool) -> dict[str, Any]:
         return {}
     if name == "paper-erase":
         return {"erase": "leace"}
-    clear = {**CLEAR, "text_loss": whole_texts}
+    clear = {**CLEAR, **_BY_LABELS[whole_texts]}
     if name == "control-labels":
         return clear | {"control": "shuffled_labels"}
     if name == "control-random":
