@@ -14,12 +14,12 @@ from utils.caching import cache_activations
 from utils.checkpoint import load_checkpoint
 from utils.concept_features import concept_features, gated_where_likely
 from utils.concept_init import regress
+from utils.decorrelation import Decorrelation
 from utils.erasure import Eraser, fit_leace, fold, random_eraser
 from utils.errors import UserError
 from utils.guided_start import guided_start, shuffled_labels
 from utils.losses import concept_losses, reconstruction_loss
-from utils.objective import label_correlations
-from utils.sae import SAE, SAEConfig
+from utils.sae import SAE, SAEConfig, TrainingOutput
 from utils.sae_export import SAEBenchView, to_saelens
 from utils.sae_loading import get_model, load_sae
 from utils.text_means import TextMeans
@@ -194,21 +194,51 @@ def test_the_concept_loss_is_on_texts_where_asked(cache, config):
     torch.testing.assert_close(result.concept_loss_BC, concept_losses(pre_BC, batch.labels_BC).detach())
 
 
-def test_correlations_with_the_labels():
-    sae = SAE(SAEConfig(12, 40, 5))
-    output = sae.training_forward(torch.randn(200, 12), 2)
-    labels_BC = torch.randint(0, 2, (200, 2))
-    assert output.indices_BK is not None
-    latents_BN = torch.zeros(200, 40).scatter(1, output.indices_BK, output.kept_BK)
-    expected = torch.zeros(())
-    for c in range(2):
-        y_B = labels_BC[:, c].float()
-        for n in range(2, 40):
-            covariance = ((latents_BN[:, n] - latents_BN[:, n].mean()) * (y_B - y_B.mean())).mean()
-            expected += covariance**2 / (latents_BN[:, n].var(correction=0) * y_B.var(correction=0) + 1e-6) / 38
-    torch.testing.assert_close(label_correlations(output, labels_BC, 40), expected, rtol=1e-3, atol=1e-6)
-    dense = output._replace(kept_BK=latents_BN, indices_BK=None)
-    torch.testing.assert_close(label_correlations(dense, labels_BC, 40), expected, rtol=1e-3, atol=1e-6)
+def test_the_penalty_has_the_gradient_of_squared_correlations():
+    latents_BN = torch.rand(300, 10, dtype=torch.float64, requires_grad=True)
+    labels_BC = torch.randint(0, 2, (300, 2))
+    output = TrainingOutput(torch.empty(0), torch.empty(0), latents_BN, None)
+    penalty = Decorrelation(10, labels_BC.double().mean(0))
+    penalty.moments_NM = penalty.batch_moments(output, labels_BC).detach()  # as if all batches were this one
+    (gradient_BN,) = torch.autograd.grad(penalty(penalty.batch_moments(output, labels_BC)), latents_BN)
+
+    centred_BC = labels_BC - labels_BC.double().mean(0)
+    covariance_NC = (latents_BN.T @ centred_BC / 300)[2:]
+    scale_NC = latents_BN.var(0, correction=0)[2:, None] * centred_BC.var(0, correction=0)
+    loss = (covariance_NC.square() / scale_NC.detach()).mean(0).sum()
+    (expected_BN,) = torch.autograd.grad(loss, latents_BN)
+    torch.testing.assert_close(gradient_BN, expected_BN, rtol=1e-3, atol=1e-9)
+    correlation = np.corrcoef(latents_BN[:, 5].detach(), labels_BC[:, 1])[0, 1]
+    assert penalty.squared_correlations()[5, 1].item() == pytest.approx(correlation**2, rel=1e-3)
+
+
+def test_moments_of_kept_latents_are_those_of_all_and_parts_average():
+    sae = SAE(SAEConfig(12, 40, 5, n_gated=2))
+    acts_BD, labels_BC = torch.randn(200, 12), torch.randint(0, 2, (200, 2))
+    penalty = Decorrelation(40, labels_BC.float().mean(0))
+    whole_NM = penalty.batch_moments(sae.training_forward(acts_BD, 2), labels_BC)
+    dense = TrainingOutput(torch.empty(0), torch.empty(0), sae.encode(acts_BD), None)
+    torch.testing.assert_close(whole_NM, penalty.batch_moments(dense, labels_BC))
+    parts = [
+        penalty.batch_moments(sae.training_forward(acts_BD[rows], 2), labels_BC[rows])
+        for rows in (slice(0, 100), slice(100, 200))
+    ]
+    torch.testing.assert_close(sum(parts) / 2, whole_NM)
+    penalty.update(whole_NM)
+    assert penalty.moments_NM.abs().sum() > 0
+
+
+@pytest.mark.parametrize("decorrelate", [0.0, 5.0])
+def test_decorrelated_latents_tell_less_of_the_labels(cache, config, decorrelate):
+    core = TrainingCore(dataclasses.replace(config, decorrelate=decorrelate, max_epochs=30), cache, 1.0, seed=0)
+    while core.steps < core.total_steps:
+        for batch in core.batches():
+            core.step(batch)
+    split = cache.split("train")
+    latents_BN = core.sae.encode(torch.from_numpy(split.acts(np.arange(len(split)))))[:, 2:].detach()
+    latents_BN = latents_BN[:, latents_BN.var(0) > 1e-3]
+    found = np.corrcoef(latents_BN.T, split.label_BC.T)[:-2, -2:]
+    assert (np.square(found).max() < 0.3) == (decorrelate > 0)
 
 
 # --- the whole run

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.decorrelation import Decorrelation
 from utils.losses import concept_losses, reconstruction_loss
 from utils.sae import SAE, TOPK_POSTACTS, TrainingOutput
 from utils.train_config import SAE_Train_config
@@ -18,6 +19,7 @@ class StepResult(NamedTuple):
     reconstruction_loss_B: Tensor
     concept_loss_BC: Tensor  # not weighted by cond_loss_scaling; no columns for a vanilla SAE
     output: TrainingOutput
+    moments_NM: Tensor | None = None  # for `Decorrelation`
 
 
 class Objective(nn.Module):
@@ -27,10 +29,18 @@ class Objective(nn.Module):
         sae: what is trained.
         config: precision and AuxK.
         cond_loss_scaling: 0 leaves L_c away; s > 0 weights positive labels by s.
+        decorrelation: of the other latents from the labels, where the config asks for it.
     """
 
-    def __init__(self, sae: SAE, config: SAE_Train_config, cond_loss_scaling: float) -> None:
+    def __init__(
+        self,
+        sae: SAE,
+        config: SAE_Train_config,
+        cond_loss_scaling: float,
+        decorrelation: Decorrelation | None = None,
+    ) -> None:
         super().__init__()
+        self.decorrelation = decorrelation
         self.sae, self.config, self.scaling = sae, config, cond_loss_scaling
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
 
@@ -57,46 +67,17 @@ class Objective(nn.Module):
             loss_B = loss_B + concept_loss_BC.sum(dim=1)
             concept_loss_BC = torch.where(guided_BC > 0, concept_loss_BC / self.scaling, concept_loss_BC)
         loss = loss_B.mean()
-        if self.config.decorrelate and self.scaling > 0:
-            loss = loss + self.config.decorrelate * label_correlations(output, guided_BC, self.sae.config.n_latents)
+        moments_NM = None
+        if self.decorrelation is not None:
+            moments_NM = self.decorrelation.batch_moments(output, guided_BC)
+            loss = loss + self.config.decorrelate * self.decorrelation(moments_NM)
+            moments_NM = moments_NM.detach()
         if dead is not None and len(dead) > 0:
             loss = loss + self.config.aux_k_coefficient * aux_k_loss(
                 self.sae, acts_BD, output.reconstruction_BD, dead, self.config.aux_k
             )
         detached = TrainingOutput(*(None if part is None else part.detach() for part in output))  # type: ignore[arg-type]
-        return StepResult(loss, reconstruction_loss_B.detach(), concept_loss_BC.detach(), detached)
-
-
-def label_correlations(output: TrainingOutput, labels_BC: Tensor, n_latents: int) -> Tensor:
-    """Return the sum over concepts of the mean squared correlation of the unguided latents that fire with the label.
-
-    Args:
-        output: of a TopK activation, or all latents.
-        labels_BC: 0 or 1.
-        n_latents: N.
-    """
-    centred_BC = labels_BC.to(output.kept_BK.dtype)
-    centred_BC = centred_BC - centred_BC.mean(dim=0)
-    n_tokens, n_concepts = labels_BC.shape
-    indices_BK = output.indices_BK
-    if indices_BK is None:
-        latents_BN = output.kept_BK
-        sums_N, squares_N = latents_BN.sum(0), latents_BN.square().sum(0)
-        products_NC = latents_BN.T @ centred_BC
-    else:
-        flat = indices_BK.flatten()
-        zeros_N = output.kept_BK.new_zeros(n_latents)
-        sums_N = zeros_N.index_add(0, flat, output.kept_BK.flatten())
-        squares_N = zeros_N.index_add(0, flat, output.kept_BK.square().flatten())
-        products_NC = torch.stack(
-            [zeros_N.index_add(0, flat, (output.kept_BK * c_B[:, None]).flatten()) for c_B in centred_BC.T], dim=1
-        )
-    variance_N = squares_N / n_tokens - (sums_N / n_tokens).square()
-    variance_C = centred_BC.square().mean(dim=0)
-    covariance_NC = (products_NC / n_tokens)[n_concepts:]
-    # A latent that hardly fires in a batch says nothing of itself there.
-    scale_NC = variance_N[n_concepts:, None] * variance_C + 1e-6
-    return (covariance_NC.square() / scale_NC).mean(dim=0).sum()
+        return StepResult(loss, reconstruction_loss_B.detach(), concept_loss_BC.detach(), detached, moments_NM)
 
 
 def aux_k_loss(sae: SAE, acts_BD: Tensor, reconstruction_BD: Tensor, dead: Tensor, k: int) -> Tensor:

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from utils.activation_cache import ActivationCache, ActivationSplit
 from utils.activation_reader import ActivationReader, Batch
+from utils.decorrelation import Decorrelation
 from utils.errors import UserError
 from utils.guided_start import guided_start, shuffled_labels
 from utils.measures import Measures
@@ -69,7 +71,11 @@ class TrainingCore:
             self.sae, self.means = guided_start(config, self.data, n_concepts, seed, self.device)
         if config.unit_norm_decoder:
             self._normalise_decoder()
-        self.objective = Objective(self.sae, config, cond_loss_scaling)
+        self.decorrelation = None
+        if config.decorrelate and n_concepts:
+            label_mean_C = torch.from_numpy(self.data.label_BC.mean(axis=0, dtype=np.float64)).float().to(self.device)
+            self.decorrelation = Decorrelation(config.sae.n_latents, label_mean_C)
+        self.objective = Objective(self.sae, config, cond_loss_scaling, self.decorrelation)
         if config.compile:
             self.objective.compile(backend=config.compile)
         self.module: nn.Module = self.objective  # or a wrapper of it
@@ -128,7 +134,7 @@ class TrainingCore:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         parts = self.config.accumulation_steps
-        loss = torch.zeros((), device=self.device)
+        loss, moments_NM = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         means = [None] * parts if self.means is None else self.means.at(batch.rows_B).chunk(parts)
         chunks = zip(batch.acts_BD.chunk(parts), batch.labels_BC.chunk(parts), means, strict=True)
         for part, (acts_BD, labels_BC, means_BD) in enumerate(chunks):
@@ -139,7 +145,13 @@ class TrainingCore:
                 )
                 backward(result.loss / parts)
             loss += result.loss.detach() / parts
+            if result.moments_NM is not None:
+                moments_NM = moments_NM + result.moments_NM / parts
             self.window.add(acts_BD, labels_BC, result)
+        if self.decorrelation is not None:
+            if self.world_size > 1:
+                torch.distributed.all_reduce(moments_NM)
+            self.decorrelation.update(moments_NM / self.world_size)
         grad_norm = self._grad_norm()
         (update or TrainingCore._update)(self)
         if self.config.unit_norm_decoder:
@@ -222,12 +234,15 @@ class TrainingCore:
 
     def counters(self) -> dict[str, Tensor]:
         """Return what is to be saved beside weights and moments."""
-        return {"silent_tokens_N": self._silent_tokens_N, "steps": torch.tensor(self.steps)}
+        counters = {"silent_tokens_N": self._silent_tokens_N, "steps": torch.tensor(self.steps)}
+        return counters | ({"moments_NM": self.decorrelation.moments_NM} if self.decorrelation is not None else {})
 
     def restore_counters(self, tensors: dict[str, Tensor]) -> None:
         """Go back to saved counters."""
         self.steps = int(tensors["steps"])
         self._silent_tokens_N.copy_(tensors["silent_tokens_N"])
+        if self.decorrelation is not None:
+            self.decorrelation.moments_NM.copy_(tensors["moments_NM"])
         self._find_dead()
 
     def state(self) -> dict[str, Tensor]:
