@@ -51,6 +51,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             0 where its pre-activation is not above `gate_at`.
         gate_at: 0: from a probability of a half on; -3: from 5 % on.
         concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
+        concept_lr: share of a step that the concepts' encoder rows and biases take, from 0 to 1.
         text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
         decorrelate: weight of the squared correlations of all other latents with the labels; 0: none.
         control: what the recipe is to be held against: `shuffled_labels`, or `random_erasure` of a subspace of the same
@@ -81,6 +82,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     concept_gate: str = "topk"
     gate_at: float = 0.0
     concept_init: str = "random"
+    concept_lr: float = 1.0
     text_loss: bool = False
     decorrelate: float = 0.0
     control: str = "none"
@@ -137,6 +139,10 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     def _check_guidance(self) -> None:
         if isinstance(self.gate_at, bool) or not isinstance(self.gate_at, int | float) or abs(self.gate_at) > 100:
             raise UserError(f"gate_at: must be a number from -100 to 100, not {self.gate_at!r}")
+        if isinstance(self.concept_lr, bool) or not isinstance(self.concept_lr, int | float):
+            raise UserError(f"concept_lr: must be a number from 0 to 1, not {self.concept_lr!r}")
+        if not 0 <= self.concept_lr <= 1:
+            raise UserError(f"concept_lr: must be a number from 0 to 1, not {self.concept_lr!r}")
         if self.gate_at and self.concept_gate != "threshold":
             raise UserError("gate_at: is that of concept_gate threshold")
         if self.erased_skip and self.erase == "none":

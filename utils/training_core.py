@@ -1,7 +1,7 @@
 """One core of training for every driver: a step, an evaluation, and all that is to be saved and restored."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -153,7 +153,8 @@ class TrainingCore:
                 torch.distributed.all_reduce(moments_NM)
             self.decorrelation.update(moments_NM / self.world_size)
         grad_norm = self._grad_norm()
-        (update or TrainingCore._update)(self)
+        with self._shorter_concept_steps():
+            (update or TrainingCore._update)(self)
         if self.config.unit_norm_decoder:
             self._normalise_decoder()
         self.steps += 1
@@ -178,6 +179,21 @@ class TrainingCore:
         self.clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _shorter_concept_steps(self) -> Iterator[None]:
+        """Let the concepts' encoder rows and biases go only a share of the way; Adam itself knows no scale."""
+        share = self.config.concept_lr
+        if share == 1 or self.cond_loss_scaling == 0:
+            yield
+            return
+        rows = [
+            parameter.detach()[: self.data.n_concepts] for parameter in (self.sae.encoder.weight, self.sae.latent_bias)
+        ]
+        before = [row.clone() for row in rows]
+        yield
+        for row, old in zip(rows, before, strict=True):
+            row.lerp_(old, 1 - share)
 
     @torch.no_grad()
     def _drop_radial_gradient(self) -> None:
