@@ -29,7 +29,8 @@ from utils.training_core import TrainingCore
 
 CPU = torch.device("cpu")
 ALL = {
-    "erase": "leace", "concept_gate": "threshold", "concept_init": "logistic", "text_loss": True, "decorrelate": 0.1,
+    "erase": "leace", "concept_gate": "threshold", "concept_init": "logistic", "concept_lr": 0.1, "text_loss": True,
+    "decorrelate": 0.1,
 }  # fmt: skip
 
 
@@ -241,6 +242,20 @@ def test_decorrelated_latents_tell_less_of_the_labels(cache, config, decorrelate
     assert (np.square(found).max() < 0.3) == (decorrelate > 0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_concepts_rows_take_a_share_of_a_step(cache, config, share):
+    whole, part = (
+        TrainingCore(dataclasses.replace(config, concept_lr=own), cache, 1.0, seed=0) for own in (1.0, share)
+    )
+    start = whole.sae.encoder.weight.detach().clone()
+    for core in (whole, part):
+        core.step(next(core.batches()))
+    moved, own = whole.sae.encoder.weight - start, part.sae.encoder.weight - start
+    torch.testing.assert_close(own[:2], share * moved[:2], rtol=1e-3, atol=1e-7)
+    assert torch.equal(own[2:], moved[2:])
+    torch.testing.assert_close(part.sae.latent_bias[:2], share * whole.sae.latent_bias[:2])
+
+
 # --- the whole run
 
 
@@ -315,6 +330,9 @@ def test_the_control_of_shuffled_labels_learns_no_concept(cache, config):
         ({"concept_init": 1}, "concept_init: 1 is unknown"),
         ({"text_loss": 1}, "text_loss: 1 is unknown"),
         ({"decorrelate": -1}, "decorrelate: must be a number of at least 0"),
+        ({"concept_lr": 2}, "concept_lr: must be a number from 0 to 1, not 2"),
+        ({"gate_at": -3}, "gate_at: is that of concept_gate threshold"),
+        ({"gate_at": "low"}, "gate_at: must be a number from -100 to 100"),
         ({"control": "random_erasure"}, "control: random_erasure needs erase leace"),
     ],
 )

@@ -12,13 +12,14 @@ CLEAR: Mapping[str, Any] = {
     "erase": "leace",
     "erased_skip": True,
     "concept_gate": "threshold",
-    "gate_at": -5.0,
+    "gate_at": -4.0,
     "concept_init": "logistic",
+    "concept_lr": 0.1,
 }
 # By whether labels are those of whole texts: one concept, or few; else of tokens, and many.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
-    True: {"text_loss": True, "decorrelate": 2.0},
-    False: {"text_loss": False, "decorrelate": 0.5},
+    True: {"text_loss": True, "decorrelate": 10.0},
+    False: {"text_loss": False, "decorrelate": 0.0},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
 THIRD = "-third"
@@ -26,7 +27,8 @@ _WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "erase": {"erase": "none", "erased_skip": False},
     "skip": {"erased_skip": False},
     "gate": {"concept_gate": "topk", "gate_at": 0.0},
-    "warm": {"concept_init": "random"},
+    "warm": {"concept_init": "random", "concept_lr": 1.0},
+    "short-steps": {"concept_lr": 1.0},
     "text": {"text_loss": False},
     "decorrelate": {"decorrelate": 0.0},
 }
