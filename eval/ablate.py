@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         raise UserError("--config is for one data set; name one")
     sources = recipe.sources(args.source, datasets)
     parts = [_Ablation(args, dataset, sources.get(dataset)).rows() for dataset in datasets]
-    table = pd.DataFrame([row for part in parts for row in part])
-    text = summary(table)
     with only_process(args.out):
         results = Results(args.out, "ablation", {"quality_texts": args.quality_texts})
+        for row in (row for part in parts for row in part):
+            results.piece(row["ref"], row, partial(list, [row]))
+        table = pd.DataFrame([row for ref in results.labels for row in results.rows(ref)])  # of earlier commands, too
+        text = summary(table)
         results.write(table, {"pareto": pareto(table)}, {name: version(name) for name in ("torch", "concept-erasure")})
         with atomic_file(args.out / "ablation.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
