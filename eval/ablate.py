@@ -1,6 +1,7 @@
 """Recipes of guidance side by side: trained on several data sets and seeds, and measured in every way."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +16,17 @@ from train import train_SAE
 from utils.ablation import pareto, summary
 from utils.activation_cache import ActivationCache
 from utils.atomic import atomic_file, write_json
+from utils.cache_plan import choose_texts
 from utils.cli import Parser, positive_int, run
 from utils.errors import UserError
+from utils.evaluated import texts_of
+from utils.labelled_text import Text
 from utils.leakage import leakage
+from utils.models import default_device
 from utils.recipes import RECIPES, recipe_config, training_flops
 from utils.results import Results, only_process
-from utils.sae_loading import load_sae
+from utils.sae_loading import get_model, load_sae
+from utils.steered_probe import steered_probe
 from utils.train_config import SAE_Train_config, load_train_config
 
 DATASETS = ("SP", "RTP_split", "PII_synth")
@@ -53,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
         "--max-texts", type=positive_int, help="texts of each split (default: as in the shipped recipe)"
     )
     parser.add_argument("--quality-texts", type=positive_int, default=50, help="texts that the language model predicts")
+    parser.add_argument("--probe-texts", type=positive_int, default=100, help="texts that are steered for a probe")
     parser.add_argument("--model-path", help="local model folder")
     parser.add_argument("--data", type=Path, default=Path("datasets_v2"), help="folder with texts and activations")
     parser.add_argument("--out", type=Path, default=Path("results/ablation"), help="folder for results")
@@ -108,7 +115,7 @@ class _Ablation:
             bare = ["--no-probes", "--no-presidio", "--out", str(self._out / "detection")]
             table = Detection_PII.main([*shared, *bare])
             _collect(measured, table[table["class"] == "all"], "detector", {"f1_micro": "detection f1"})
-        return [run | measured[run["ref"]] | self._leakage(run["ref"]) for run in runs]
+        return [run | measured[run["ref"]] | self._probes(run["ref"]) for run in runs]
 
     @property
     def _out(self) -> Path:
@@ -148,18 +155,30 @@ class _Ablation:
             return FMS_RTP_SP.main([self.dataset, *argv])
         return FMS_PII.main(["--dataset", self.dataset, *argv])
 
-    def _leakage(self, ref: str) -> dict[str, float]:
+    def _probes(self, ref: str) -> dict[str, float]:
+        """Measure what leaks into other latents and, of concepts of whole texts, what steering does further on."""
         loaded = load_sae(ref)
         cache = ActivationCache(load_train_config(self._out / "configs" / f"{Path(ref).name[:-3]}.json").ds_path)
-        results = Results(self._out / "leakage", "leakage", {"dataset": self.dataset})
+        results = Results(self._out / "probes", "probes", {"dataset": self.dataset, "texts": self.args.probe_texts})
         split = cache.evaluation_split() or "train"
 
         def measure() -> list[dict[str, Any]]:
             first = len(cache.concepts) if loaded.is_guided else 0
-            return [{"leakage": leakage(loaded.sae, cache, split, first=first, whole_texts=self._whole_texts)}]
+            found = {"leakage": leakage(loaded.sae, cache, split, first=first, whole_texts=self._whole_texts)}
+            if self._whole_texts and loaded.is_guided:
+                data = texts_of(cache, self.args.data)
+                n = self.args.probe_texts
+                train, test = (_chosen(data.splits[name], most) for name, most in (("train", 2 * n), (split, n)))
+                model, tokenizer = get_model(cache.manifest["model"], ref, model_path=self.args.model_path)
+                found |= steered_probe(model.to(default_device()), tokenizer, 0, train, test)
+            return [{key: value for key, value in found.items() if math.isfinite(value)}]
 
         results.piece(ref, {"sae_sha256": loaded.fingerprint()}, measure)
-        return {"leakage": float(results.rows(ref)[0]["leakage"])}
+        return {key: float(value) for key, value in results.rows(ref)[0].items()}
+
+
+def _chosen(texts: Sequence[Text], most: int) -> list[Text]:
+    return [texts[i] for i in choose_texts(len(texts), most, seed=0)]
 
 
 def _collect(measured: dict[str, dict[str, float]], table: pd.DataFrame, by: str, names: dict[str, str]) -> None:

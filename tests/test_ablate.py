@@ -7,14 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from eval import ablate
+from llama3_SAE import LLama3_SAE
 from tests.scripts import assert_one_line, outcome, write_config
 from utils.ablation import summary
 from utils.activation_cache import ActivationCache
+from utils.labelled_text import whole
 from utils.leakage import leakage
+from utils.models import load_tokenizer
 from utils.recipes import CLEAR, RECIPES, recipe_config, training_flops
+from utils.rivals.states import last_states
 from utils.sae import SAE, SAEConfig
+from utils.steered_probe import steered_probe
 from utils.train_config import SAE_Train_config
 
 SIZES = {"n_rows": 4000, "n_tokens": 50_000, "n_concepts": 1}
@@ -85,6 +91,9 @@ def test_recipes_are_trained_measured_and_shown(cached, tiny_llama, capsys):
     for name in ("fms@1 paper", "fms@5 heldout", "nmse", "ce_recovered", "leakage", "training FLOPs"):
         assert np.isfinite(table[name]).all(), name
     assert (table["training FLOPs"] <= table[table["recipe"] == "paper"]["training FLOPs"].max()).all()
+    guided = table["recipe"] != "vanilla"
+    assert np.isfinite(table["probe_steered"][guided]).all()
+    assert table["probe_steered"][~guided].isna().all()
     config = json.loads((out / "ckpt/seed1/tiny-clear_s1/config.json").read_text())
     assert config["sae"]["n_gated"] == 1
     assert config["training"]["erase"] == "leace"
@@ -108,3 +117,20 @@ def test_recipes_are_trained_measured_and_shown(cached, tiny_llama, capsys):
 def test_bad_options_are_one_line(work, capsys, argv, message):
     code, printed = outcome(capsys, ablate.main, *argv)
     assert_one_line(code, printed, message)
+
+
+def test_steering_towards_a_probes_direction_moves_it(tiny_llama):
+    texts = [whole(f"Thou art {word} .", "S") for word in ["a", "villain", "sweet", "false"]]
+    texts += [whole(f"you are {word} .", None) for word in ["a", "bad", "my", "long"]]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_llama.folder), load_tokenizer(tiny_llama)
+    states_MLD = last_states(model, tokenizer, [text.text for text in texts])
+    sae = SAE(SAEConfig(32, 64, 8))
+    with torch.no_grad():  # latent 0 writes what tells the classes apart
+        sae.decoder.weight[:, 0] = states_MLD[:4, 1].mean(0) - states_MLD[4:, 1].mean(0)
+    wrapped = LLama3_SAE.attach(tiny_llama.folder, sae, 1)
+    found = steered_probe(wrapped, tokenizer, 0, texts, texts, strength=0.5)
+    assert found["probe_auroc"] == 1.0
+    assert found["probe_steered"] > 0.05
+    with torch.no_grad():
+        wrapped.sae.decoder.weight[:, 0] *= -1
+    assert steered_probe(wrapped, tokenizer, 0, texts, texts, strength=0.5)["probe_steered"] < -0.05

@@ -10,8 +10,8 @@ from utils.markdown import markdown_table
 
 MEASURES = (
     "fms@1 paper", "fms@5 paper", "fms@1 heldout", "fms@5 heldout", "accs_0 paper", "local@1 paper", "global paper",
-    "shuffled fms@1 paper", "nmse", "fvu", "ce_recovered", "detection f1", "leakage", "dead_latents",
-    "training FLOPs", "training seconds",
+    "shuffled fms@1 paper", "nmse", "fvu", "ce_recovered", "detection f1", "leakage", "probe_auroc",
+    "probe_steered", "dead_latents", "training FLOPs", "training seconds",
 )  # fmt: skip
 
 
