@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--data", type=Path, default=Path("datasets_v2"), help="folder with texts and activations")
     parser.add_argument("--out", type=Path, default=Path("results/ablation"), help="folder for results")
     args = parser.parse_args(argv)
-    datasets = list(dict.fromkeys(args.datasets)) or ["PII_synth"]
-    if unknown := [name for name in datasets if name not in DATASETS]:
-        raise UserError(f"{unknown[0]}: no such data set here; choose of {', '.join(DATASETS)}")
+    datasets = recipe.chosen(args.datasets, DATASETS)
     if args.config and len(datasets) > 1:
         raise UserError("--config is for one data set; name one")
     sources = recipe.sources(args.source, datasets)

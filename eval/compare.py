@@ -66,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--out", type=Path, default=Path("results/compare"), help="folder for results")
     add_judge_arguments(parser)
     args = parser.parse_args(argv)
-    datasets = list(dict.fromkeys(args.datasets)) or ["PII_synth"]
-    if unknown := [name for name in datasets if name not in SCRIPTS]:
-        raise UserError(f"{unknown[0]}: no such data set here; choose of {', '.join(SCRIPTS)}")
+    datasets = recipe.chosen(args.datasets, list(SCRIPTS))
     if args.sae and len(datasets) > 1:
         raise UserError("--sae is for one data set; name one")
     sources = recipe.sources(args.source, datasets)

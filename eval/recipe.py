@@ -1,5 +1,6 @@
 """A vanilla and a guided SAE for a data set by the shipped config, made where they are not there yet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from create_data import act_dataset
@@ -12,6 +13,17 @@ from utils.train_config import load_train_config
 CONFIGS = Path(__file__).parents[1] / "llama3_SAE" / "SAE_config"
 MODEL, BLOCK, SITE = "smollm2", 15, "block"
 MAX_TEXTS = {"SP": 4000, "RTP": 4000, "RTP_split": 4000, "PII_synth": 1000}
+
+
+def chosen(datasets: list[str], known: Sequence[str]) -> list[str]:
+    """Return the data sets asked for, each once; `PII_synth` where none is, as that is made here.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    if unknown := [name for name in datasets if name not in known]:
+        raise UserError(f"{unknown[0]}: no such data set here; choose of {', '.join(known)}")
+    return list(dict.fromkeys(datasets)) or ["PII_synth"]
 
 
 def sources(given: list[str], datasets: list[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from utils.rivals.formula import M, maximum, with_prefix
 from utils.rivals.icv import ICV
 from utils.rivals.model_arithmetic import ModelArithmetic
 from utils.rivals.preadd import PreAdd
-from utils.rivals.states import differences, last_states, make_pairs
+from utils.rivals.states import differences, last_states, make_pairs, pair_up
 from utils.rivals.streams import FormulaProcessor
 from utils.sae import SAE, SAEConfig
 from utils.steerers import Batch
@@ -201,6 +201,8 @@ def test_vectors_of_another_model_are_refused(model, tokenizer, prompts, vectors
 
 
 def test_what_cannot_be_fitted_is_told(model, tokenizer):
+    with pytest.raises(UserError, match="pairs: 2 texts without the attribute, but 1 with it"):
+        pair_up(["you", "are"], ["thou"])
     with pytest.raises(UserError, match="no pairs"):
         differences(model, tokenizer, [])
     with pytest.raises(UserError, match="at least 2 pairs"):

@@ -43,7 +43,18 @@ def make_pairs(texts: Sequence[Text], concepts: Sequence[str], n_pairs: int, see
         raise UserError(f"pairs need texts with and without {', '.join(concepts)}")
     n = min(n_pairs, *map(len, kinds))
     drawn = [[own[i] for i in random.choice(len(own), n, replace=False)] for own in kinds]
-    return list(zip(*drawn, strict=True))
+    return pair_up(*drawn)
+
+
+def pair_up(negative: Sequence[str], positive: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of texts without and with an attribute.
+
+    Raises:
+        UserError: more of one than of the other.
+    """
+    if len(negative) != len(positive):
+        raise UserError(f"pairs: {len(negative)} texts without the attribute, but {len(positive)} with it")
+    return list(zip(negative, positive, strict=True))
 
 
 def _is_whole(text: Text, concepts: Sequence[str]) -> bool:
