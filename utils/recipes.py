@@ -18,7 +18,7 @@ CLEAR: Mapping[str, Any] = {
 }
 # By whether labels are those of whole texts: one concept, or few; else of tokens, and many.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
-    True: {"text_loss": True, "decorrelate": 10.0},
+    True: {"text_loss": True, "decorrelate": 25.0},
     False: {"text_loss": False, "decorrelate": 0.0},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
