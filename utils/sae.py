@@ -85,8 +85,12 @@ class SAEConfig:
             raise UserError(f"k: {self.k} is more than the {self.n_latents - self.n_gated} latents there are{besides}")
 
     def to_dict(self) -> dict[str, int | float | str]:
-        """Return the fields as plain values for JSON."""
-        return asdict(self)
+        """Return the fields as plain values for JSON; those of gates and skips only where there are any.
+
+        What identifies an SAE stays what it was before there were gates.
+        """
+        later = ("n_gated", "gate_at", "skip_rank")
+        return {key: value for key, value in asdict(self).items() if key not in later or value}
 
 
 class SAEOutput(NamedTuple):
