@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from utils.activation_cache import ActivationCache
 from utils.caching import cache_activations
 from utils.checkpoint import load_checkpoint
-from utils.concept_features import concept_features, gated_where_likely
+from utils.concept_features import concept_features
 from utils.concept_init import regress
 from utils.decorrelation import Decorrelation
+from utils.detection import classes_of_latents
 from utils.erasure import Eraser, fit_leace, fold, random_eraser
 from utils.errors import UserError
 from utils.guided_start import guided_start, shuffled_labels
@@ -384,10 +385,10 @@ def test_others_formats_cannot_hold_a_gate_or_a_skip(trained, cache, config, tmp
     assert to_saelens(load_sae(str(tmp_path / "ckpt/plain")), tmp_path / "lens").is_dir()
 
 
-def test_a_gate_below_one_half_does_not_detect(cache, trained):
+def test_a_gate_is_what_detects(cache, trained):
     sae, split = load_sae(str(trained)).sae, cache.split("test")
     features = concept_features(sae, split, np.arange(2))
-    found_BC = gated_where_likely(features, np.arange(2), sae.config.n_gated)
-    assert ((found_BC != 0) == (features.pre_BC > 0)).all()
-    assert ((features.values_BC != 0) == (features.pre_BC > -3)).all()
-    assert (gated_where_likely(features, np.arange(2), 0) == features.values_BC).all()
+    found_B = classes_of_latents(features.values_BC)
+    assert ((found_B < 2) == (features.pre_BC > -3).any(axis=1)).all()
+    on = found_B < 2
+    assert (found_B[on] == features.pre_BC.argmax(axis=1)[on]).all()

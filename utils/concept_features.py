@@ -47,12 +47,6 @@ def concept_features(sae: SAE, split: ActivationSplit, latents_C: NDArray[np.int
     return ConceptFeatures(values_BC, pre_BC)
 
 
-def gated_where_likely(features: ConceptFeatures, latents_C: NDArray[np.int64], n_gated: int) -> NDArray[np.float32]:
-    """Return the values, with 0 where a gated latent's pre-activation is not above 0: its gate may open before that."""
-    unlikely_BC = (latents_C < n_gated) & (features.pre_BC <= 0)
-    return np.where(unlikely_BC, np.float32(0), features.values_BC)
-
-
 def token_table(split: ActivationSplit, concepts: list[str], features: ConceptFeatures) -> pd.DataFrame:
     """Return one row per token: text_id, position, input_id, and for each concept label, value and pre-activation."""
     rows = np.arange(len(split))

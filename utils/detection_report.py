@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from utils.activation_cache import ActivationCache
 from utils.atomic import atomic_file
-from utils.concept_features import concept_features, gated_where_likely
+from utils.concept_features import concept_features
 from utils.concept_latents import concept_latents
 from utils.detection import (
     Classes,
@@ -103,8 +103,7 @@ def _of_sae(subject: Evaluated, split: str, args: argparse.Namespace) -> list[_D
         latents_C = concept_latents(subject, args.train_split, tokens=True, seed=args.seed)
         if (latents_C < 0).all():
             raise UserError(f"{subject.label}: no latent tells any concept apart in split {args.train_split!r}")
-        found = concept_features(sae, cache.split(split), latents_C)
-        return classes_of_latents(gated_where_likely(found, latents_C, sae.config.n_gated))
+        return classes_of_latents(concept_features(sae, cache.split(split), latents_C).values_BC)
 
     def by_probe() -> Classes:
         sae = subject.loaded.sae.to(default_device())
