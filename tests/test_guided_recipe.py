@@ -390,5 +390,5 @@ def test_a_gate_is_what_detects(cache, trained):
     features = concept_features(sae, split, np.arange(2))
     found_B = classes_of_latents(features.values_BC)
     assert ((found_B < 2) == (features.pre_BC > -3).any(axis=1)).all()
-    on = found_B < 2
-    assert (found_B[on] == features.pre_BC.argmax(axis=1)[on]).all()
+    on = np.flatnonzero(found_B < 2)
+    assert (features.values_BC[on, found_B[on]] == features.values_BC[on].max(axis=1)).all()
