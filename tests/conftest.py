@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.labelled_text import LabelledText, Span, Text
 from utils.models import ModelSource, find_model
 
-pytest_plugins = ["tests.sae_parts", "tests.scripts"]  # their fixtures
+pytest_plugins = ["tests.guided", "tests.rival_parts", "tests.sae_parts", "tests.scripts"]  # their fixtures
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SENTENCES = [

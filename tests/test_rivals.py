@@ -2,24 +2,18 @@
 
 import json
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from sklearn.tree import DecisionTreeClassifier
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
-from gemma2_SAE import Gemma2_SAE
-from llama3_SAE import LLama3_SAE
+from tests.rival_parts import ABOUT, PAIRS, PREFIX, TEXTS, batch_of, written
 from utils.errors import UserError
-from utils.generation import Prompt, complete
+from utils.generation import Prompt
 from utils.hooks import decoder_blocks, output_tensor, site_module
 from utils.labelled_text import Span, Text, whole
-from utils.latent_steerer import LatentSteerer
-from utils.models import load_tokenizer
 from utils.rivals.diffvec import DiffVec
 from utils.rivals.formula import M, maximum, with_prefix
 from utils.rivals.icv import ICV
@@ -27,51 +21,12 @@ from utils.rivals.model_arithmetic import ModelArithmetic
 from utils.rivals.preadd import PreAdd
 from utils.rivals.states import differences, last_states, make_pairs, pair_up
 from utils.rivals.streams import FormulaProcessor
-from utils.sae import SAE, SAEConfig
 from utils.steerers import Batch
-
-ABOUT = {"model": "tiny", "pairs": 3}
-TEXTS = ["Why do you cry at night ?", "Thou art", "I prithee , sweet friend ,"]
-PREFIX = "You are a bad man ."
-PAIRS = [("you are", "Thou art a villain"), ("Why do you", "Wherefore dost thou weep"), ("my friend", "sweet friend")]
-
-
-@pytest.fixture(params=["tiny_llama", "tiny_gemma2"])
-def source(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def model(source):
-    model = AutoModelForCausalLM.from_pretrained(source.folder, attn_implementation="eager").eval()
-    with torch.no_grad():  # random weights of the usual size make all tokens alike
-        model.lm_head.weight.mul_(8)
-    return model
-
-
-@pytest.fixture
-def tokenizer(source):
-    return load_tokenizer(source)
-
-
-@pytest.fixture
-def prompts(tokenizer):
-    return [Prompt(i, tokenizer(text)["input_ids"], text) for i, text in enumerate(TEXTS)]
-
-
-def batch_of(tokenizer, texts):
-    tokenizer.padding_side = "left"
-    encoded = tokenizer(texts, return_tensors="pt", padding=True)
-    return Batch(encoded["input_ids"], encoded["attention_mask"])
 
 
 def next_scores(model, tokenizer, text):
     with torch.no_grad():
         return model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
-
-
-def written(model, tokenizer, prompts, strengths, steerer, n=5):
-    return [one.text for one in complete(model, tokenizer, prompts, strengths, steerer, n)]
 
 
 def remember(seen, _module, _inputs, output):
@@ -317,95 +272,3 @@ def test_bad_formulas_are_told(model, tokenizer, prompts, steerer, strength, mes
 def test_what_decides_completions_can_be_written_down(tokenizer, vectors):
     for steerer in (vectors, PreAdd(PREFIX, tokenizer), ModelArithmetic(PREFIX, tokenizer, union=True)):
         assert json.loads(json.dumps(steerer.made_of))["method"] == steerer.name
-
-
-# --- one interface
-
-
-@pytest.fixture
-def with_sae(source, tokenizer):
-    kind = LLama3_SAE if "llama" in str(source.folder) else Gemma2_SAE
-    torch.manual_seed(1)
-    model = kind.attach(source.folder, SAE(SAEConfig(32, 64, 16)), 0)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(8)
-    return model
-
-
-FITTED: dict[Any, dict[str, Any]] = {
-    ICV: {"seed": 0},
-    DiffVec: {"seed": 0},
-    PreAdd: {"prefixes": [PREFIX, "sweet friend"]},
-    ModelArithmetic: {"prefixes": [PREFIX, "sweet friend"]},
-    LatentSteerer: {"beta": "constant"},
-}
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_all_are_fitted_used_saved_and_loaded_in_one_way(with_sae, tokenizer, prompts, tmp_path, method):
-    steerer = method.fit(with_sae, tokenizer, PAIRS, FITTED[method])
-    batch = batch_of(tokenizer, TEXTS)
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
-    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
-    plain = with_sae.generate(**inputs, **options)
-    with steerer(with_sae, 0.0):
-        assert torch.equal(with_sae.generate(**inputs, **options), plain)
-    with_sae.generation_config.eos_token_id = None
-    with steerer(with_sae, 0.9):
-        steered = with_sae.generate(**inputs, **options)
-        with pytest.raises(UserError, match="without beams"):
-            with_sae.generate(**inputs, num_beams=2)
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in steered[:, inputs["input_ids"].shape[1] :]]
-    assert texts == written(with_sae, tokenizer, prompts, [0.9] * 3, steerer)
-    assert torch.equal(with_sae.generate(**inputs, **options), plain)
-    steerer.save(tmp_path / "s")
-    assert method.load(tmp_path / "s", tokenizer).made_of == steerer.made_of
-
-
-def test_the_prefix_that_invites_the_attribute_is_taken(model, tokenizer):
-    # The same words come again behind a text that holds them, where a model attends to them at all; here the choice is
-    # held against the likelihoods themselves.
-    def nll(prefix, text):
-        ids = tokenizer(prefix)["input_ids"] + tokenizer(" " + text, add_special_tokens=False)["input_ids"]
-        n = len(tokenizer(prefix)["input_ids"])
-        with torch.inference_mode():
-            log_p_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        return -np.mean([log_p_TV[i - 1, ids[i]].item() for i in range(n, len(ids))])
-
-    prefixes = ["Thou art a villain", "Why do you", "sweet friend ,"]
-    gains = [np.mean([nll(p, neg) - nll(p, pos) for neg, pos in PAIRS]) for p in prefixes]
-    chosen = PreAdd.fit(model, tokenizer, PAIRS, {"prefixes": prefixes}).prefix
-    assert chosen == prefixes[int(np.argmax(gains))]
-
-
-def test_the_latent_that_tells_pairs_apart_is_found(with_sae, tokenizer):
-    guided = with_sae.config.sae_concepts = ["a", "b"]
-    assert LatentSteerer.fit(with_sae, tokenizer, PAIRS, {"concepts": ["b"]}).latents == (1,)
-    with pytest.raises(UserError, match="guided by a, b, not by c"):
-        LatentSteerer.fit(with_sae, tokenizer, PAIRS, {"concepts": ["c"]})
-    guided.clear()
-    (latent,) = LatentSteerer.fit(with_sae, tokenizer, PAIRS, {}).latents
-    with with_sae.capture() as seen, torch.inference_mode():
-        for text in (text for pair in PAIRS for text in pair):
-            with_sae(**tokenizer(text, return_tensors="pt"))
-    n_special = len(tokenizer("")["input_ids"])
-    means_BN = np.stack([latents[0, n_special:].mean(dim=0).numpy() for latents in seen.latents])
-    stump = DecisionTreeClassifier(max_depth=1, random_state=0)
-    impurities = [stump.fit(means_B[:, None], [0, 1] * 3).tree_.impurity[1:].sum() for means_B in means_BN.T]
-    assert impurities[latent] == min(impurities)
-
-
-def test_an_empty_fit_is_told(with_sae, tokenizer):
-    for method, about in FITTED.items():
-        with pytest.raises(UserError, match="pairs"):
-            method.fit(with_sae, tokenizer, [], about)
-
-
-def test_settings_of_another_kind_are_told(tokenizer, tmp_path):
-    PreAdd(PREFIX, tokenizer).save(tmp_path / "p")
-    with pytest.raises(UserError, match="needs the model's tokenizer"):
-        PreAdd.load(tmp_path / "p")
-    with pytest.raises(UserError, match="holds preadd, not model-arithmetic"):
-        ModelArithmetic.load(tmp_path / "p", tokenizer)
-    with pytest.raises(UserError, match="no such file"):
-        PreAdd.load(tmp_path / "q", tokenizer)
