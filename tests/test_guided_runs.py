@@ -166,3 +166,18 @@ def test_a_gate_is_what_detects(cache, trained):
     assert ((found_B < 2) == (features.pre_BC > -3).any(axis=1)).all()
     on = np.flatnonzero(found_B < 2)
     assert (features.values_BC[on, found_B[on]] == features.values_BC[on].max(axis=1)).all()
+
+
+@pytest.mark.parametrize("absent", [[1], [0, 1]])
+def test_a_label_that_never_occurs_does_no_harm(cache, config, monkeypatch, absent):
+    split = cache.split("train")
+    labels_BC = split.label_BC.copy()
+    labels_BC[:, absent] = 0
+    monkeypatch.setitem(cache._splits, "train", split.with_labels(labels_BC))
+    options = ALL | {"erased_skip": True, "unit_norm_decoder": True}
+    core = TrainingCore(dataclasses.replace(config, **options), cache, 1.0, seed=0)
+    for batch in core.batches():
+        core.step(batch)
+    folded = fold(core.sae)
+    assert all(tensor.isfinite().all() for tensor in folded.state_dict().values())
+    assert folded.decoder.weight.norm(dim=0).min() > 0.5  # it can still be steered by

@@ -27,7 +27,7 @@ def start_from_regression(sae: SAE, split: ActivationSplit, means: TextMeans | N
     """Set the first C rows of encoder and latent bias such that pre is a logistic regression's log-odds.
 
     The decoder's columns start as the difference of the classes' mean normalised activations, so that a latent that
-    fires at 1 writes what the concept adds.
+    fires at 1 writes what the concept adds; that of a label which never occurs, or always, stays as it is.
 
     Args:
         sae: is changed; its pre-bias is 0.
@@ -46,7 +46,9 @@ def start_from_regression(sae: SAE, split: ActivationSplit, means: TextMeans | N
     weight_CD, bias_C = regress(chunks, split.d_model, n_concepts, penalty, sae.pre_bias.device)
     sae.encoder.weight[:n_concepts] = weight_CD
     sae.latent_bias[:n_concepts] = bias_C
-    sae.decoder.weight[:, :n_concepts] = _class_differences(chunks).T
+    difference_CD, known_C = _class_differences(chunks)
+    columns_CD = sae.decoder.weight[:, :n_concepts].T
+    sae.decoder.weight[:, :n_concepts] = torch.where(known_C[:, None], difference_CD, columns_CD).T
 
 
 def _tokens(sae: SAE, split: ActivationSplit) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,8 +97,8 @@ def regress(
     return weight_CD.detach(), bias_C.detach()
 
 
-def _class_differences(chunks: Chunks) -> Tensor:
-    """Return the mean with each label less the mean without it, [C, D]; 0 where all have it, or none."""
+def _class_differences(chunks: Chunks) -> tuple[Tensor, Tensor]:
+    """Return the mean with each label less the mean without it, [C, D], and whether there are both, [C]."""
     parts: list[tuple[Tensor, ...]] = [
         (has_CB @ z_BD, (1 - has_CB) @ z_BD, has_CB.sum(dim=1), torch.tensor(has_CB.shape[1]))
         for has_CB, z_BD in ((labels_BC.T.float(), z_BD) for z_BD, labels_BC in chunks())
@@ -104,4 +106,4 @@ def _class_differences(chunks: Chunks) -> Tensor:
     with_CD, without_CD, n_with_C = (torch.stack([part[i] for part in parts]).sum(dim=0) for i in range(3))
     n_without_C = sum(part[3] for part in parts) - n_with_C
     difference_CD = with_CD / n_with_C.clamp(min=1)[:, None] - without_CD / n_without_C.clamp(min=1)[:, None]
-    return difference_CD * ((n_with_C > 0) & (n_without_C > 0))[:, None]
+    return difference_CD, (n_with_C > 0) & (n_without_C > 0)
