@@ -50,10 +50,11 @@ def test_the_operations_of_a_vanilla_run(paper):
 
 
 def test_each_recipe_is_the_paper_s_but_for_its_name(paper):
-    clear = recipe_config("clear", paper, whole_texts=True, **SIZES)
-    assert {key: getattr(clear, key) for key in CLEAR} == dict(CLEAR)
-    assert clear.text_loss
-    assert not recipe_config("clear", paper, whole_texts=False, **SIZES).text_loss
+    of_tokens, of_texts = (recipe_config("clear", paper, whole_texts=whole, **SIZES) for whole in (False, True))
+    assert {key: getattr(of_tokens, key) for key in CLEAR} == dict(CLEAR)
+    assert not of_tokens.text_loss
+    assert of_texts.text_loss
+    assert of_texts.gate_margin == 0  # concepts of texts may go together
     assert recipe_config("paper", paper, whole_texts=True, **SIZES) == paper
     for part, default in (("erase", "none"), ("warm", "random"), ("gate", "topk")):
         config = recipe_config(f"clear-no-{part}", paper, whole_texts=True, **SIZES)

@@ -15,7 +15,7 @@ from utils.erasure import Eraser, fit_leace, fold, random_eraser
 from utils.guided_start import guided_start
 from utils.losses import concept_losses, reconstruction_loss
 from utils.sae import SAE, SAEConfig, TrainingOutput
-from utils.text_means import TextMeans
+from utils.text_means import EVIDENCE, TextMeans
 from utils.training_core import TrainingCore
 
 CPU = torch.device("cpu")
@@ -87,11 +87,11 @@ def test_a_folded_sae_has_the_same_latents(n_gated, subtract_pre_bias, activatio
 # --- gates, and gradients of all of it
 
 
-@pytest.mark.parametrize("n_gated", [0, 3])
+@pytest.mark.parametrize(("n_gated", "gate_margin"), [(0, 0.0), (3, 0.0), (3, 1.0)])
 @pytest.mark.parametrize("erased", [False, True])
 @pytest.mark.parametrize(("n_inputs", "n_latents", "k"), [(6, 48, 5), (7, 20, 11)])  # sparse products, and dense
-def test_training_gradients_equal_plain_autograds(n_gated, erased, n_inputs, n_latents, k):
-    sae = SAE(SAEConfig(n_inputs, n_latents, k, n_gated=n_gated, skip_rank=2)).double()
+def test_training_gradients_equal_plain_autograds(n_gated, gate_margin, erased, n_inputs, n_latents, k):
+    sae = SAE(SAEConfig(n_inputs, n_latents, k, n_gated=n_gated, gate_margin=gate_margin, skip_rank=2)).double()
     for parameter in sae.parameters():
         torch.nn.init.normal_(parameter)
     if erased:
@@ -121,6 +121,14 @@ def test_gated_latents_stand_outside_the_topk():
     gated_BG, pre_BG = output.latents_BN[:, :3], output.pre_BN[:, :3]
     assert torch.equal(gated_BG, torch.where(pre_BG > 0, pre_BG.sigmoid(), 0.0))
     assert ((output.latents_BN[:, 3:] != 0).sum(dim=1) == 5).all()
+
+
+def test_gated_latents_far_below_the_likeliest_are_closed():
+    pre_BG = torch.tensor([[2.0, -0.5, -4.0], [0.0, -2.9, -3.1], [-5.0, -6.0, -7.0]])
+    sae = SAE(SAEConfig(12, 40, 5, n_gated=3, gate_at=-4.5, gate_margin=3.0))
+    open_BG = torch.tensor([[True, True, False], [True, True, False], [False, False, False]])
+    latents_BN = sae.activate(torch.cat([pre_BG, torch.zeros(3, 37)], dim=1))
+    assert torch.equal(latents_BN[:, :3], torch.where(open_BG, pre_BG.sigmoid(), 0.0))
 
 
 # --- warm starts and guidance of texts
@@ -171,7 +179,7 @@ def test_the_concept_loss_is_on_texts_where_asked(cache, config):
     batch = next(core.batches())
     result = core.objective(batch.acts_BD, batch.labels_BC, None, core.means.at(batch.rows_B))
     pre_BC = core.sae.pre_activations(core.means.at(batch.rows_B))[:, :2]
-    torch.testing.assert_close(result.concept_loss_BC, concept_losses(pre_BC, batch.labels_BC).detach())
+    torch.testing.assert_close(result.concept_loss_BC, concept_losses(EVIDENCE * pre_BC, batch.labels_BC).detach())
 
 
 def test_the_penalty_has_the_gradient_of_squared_correlations():

@@ -107,6 +107,8 @@ def test_the_control_of_shuffled_labels_learns_no_concept(cache, config):
         ({"decorrelate": -1}, "decorrelate: must be a number of at least 0"),
         ({"concept_lr": 2}, "concept_lr: must be a number from 0 to 1, not 2"),
         ({"gate_at": -3}, "gate_at: is that of concept_gate threshold"),
+        ({"gate_margin": 4}, "gate_margin: is that of concept_gate threshold"),
+        ({"gate_margin": -1}, "gate_margin: must be a number of at least 0"),
         ({"gate_at": "low"}, "gate_at: must be a number from -100 to 100"),
         ({"control": "random_erasure"}, "control: random_erasure needs erase leace"),
     ],
@@ -121,6 +123,8 @@ def test_a_gate_leaves_fewer_latents_for_the_topk():
         SAEConfig(8, 32, 30, n_gated=4)
     with pytest.raises(UserError, match="n_gated: needs the activation"):
         SAEConfig(8, 32, 4, "relu", n_gated=4)
+    with pytest.raises(UserError, match="gate_margin: must be a number of at least 0"):
+        SAEConfig(8, 32, 4, n_gated=4, gate_margin=-1.0)
 
 
 # --- where such SAEs are used
@@ -128,7 +132,11 @@ def test_a_gate_leaves_fewer_latents_for_the_topk():
 
 @pytest.fixture
 def trained(cache, config, tmp_path):
-    train(dataclasses.replace(config, **ALL | {"gate_at": -3.0, "erased_skip": True}), cache, tmp_path / "ckpt/own")
+    train(
+        dataclasses.replace(config, **ALL | {"gate_at": -3.0, "gate_margin": 4.0, "erased_skip": True}),
+        cache,
+        tmp_path / "ckpt/own",
+    )
     return tmp_path / "ckpt/own"
 
 

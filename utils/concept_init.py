@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from utils.activation_cache import ActivationSplit
 from utils.sae import SAE
-from utils.text_means import TextMeans
+from utils.text_means import EVIDENCE, TextMeans
 
 MOST_ROWS = 200_000  # tokens that a regression is fitted on, evenly spaced
 MOST_BYTES = 2**28  # of them that stay in memory
 _ROWS = 16_384
-_TOKEN_PENALTY, _TEXT_PENALTY = 1e-5, 3e-3  # of squared weights; there are far fewer texts
+_TOKEN_PENALTY, _TEXT_PENALTY = 3e-4, 3e-3  # of squared weights; there are far fewer texts
 _ITERATIONS = 60
 # Of one latent and input: forward and backward, for at most so many evaluations (a step takes one and a quarter).
 FLOPS_PER_ROW = 4 * _ITERATIONS * 1.25
@@ -44,8 +44,9 @@ def start_from_regression(sae: SAE, split: ActivationSplit, means: TextMeans | N
         kept = list(chunks())  # so few that they need not be read for every step
         chunks = partial(iter, kept)
     weight_CD, bias_C = regress(chunks, split.d_model, n_concepts, penalty, sae.pre_bias.device)
-    sae.encoder.weight[:n_concepts] = weight_CD
-    sae.latent_bias[:n_concepts] = bias_C
+    share = 1 if means is None else EVIDENCE
+    sae.encoder.weight[:n_concepts] = weight_CD / share
+    sae.latent_bias[:n_concepts] = bias_C / share
     difference_CD, known_C = _class_differences(chunks)
     columns_CD = sae.decoder.weight[:, :n_concepts].T
     sae.decoder.weight[:, :n_concepts] = torch.where(known_C[:, None], difference_CD, columns_CD).T

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from utils.decorrelation import Decorrelation
 from utils.losses import concept_losses, reconstruction_loss
 from utils.sae import SAE, TOPK_POSTACTS, TrainingOutput
+from utils.text_means import EVIDENCE
 from utils.train_config import SAE_Train_config
 
 
@@ -53,7 +54,7 @@ class Objective(nn.Module):
             acts_BD: the tokens.
             labels_BC: their labels.
             dead: the numbers of the latents that AuxK may use.
-            means_BD: the mean normalised activation of each token's text; then L_c is on these.
+            means_BD: the mean normalised activation of each token's text; then L_c is on the text's log-odds.
         """
         acts_BD = acts_BD.to(self.sae.pre_bias.dtype)
         guided_BC = labels_BC if self.scaling > 0 else labels_BC[:, :0]
@@ -61,7 +62,7 @@ class Objective(nn.Module):
         loss_B = reconstruction_loss_B = reconstruction_loss(output.reconstruction_BD, acts_BD)
         guided_pre_BC = output.concept_pre_BC
         if means_BD is not None and self.scaling > 0:
-            guided_pre_BC = self.sae.pre_activations(means_BD, first=guided_BC.shape[1])
+            guided_pre_BC = EVIDENCE * self.sae.pre_activations(means_BD, first=guided_BC.shape[1])
         concept_loss_BC = concept_losses(guided_pre_BC, guided_BC, self.scaling)
         if self.scaling > 0:
             loss_B = loss_B + concept_loss_BC.sum(dim=1)

@@ -12,13 +12,14 @@ CLEAR: Mapping[str, Any] = {
     "erase": "leace",
     "erased_skip": True,
     "concept_gate": "threshold",
-    "gate_at": -4.0,
+    "gate_at": -3.0,
+    "gate_margin": 4.0,
     "concept_init": "logistic",
-    "concept_lr": 0.1,
+    "concept_lr": 0.02,
 }
-# By whether labels are those of whole texts: one concept, or few; else of tokens, and many.
+# By whether labels are those of whole texts: few, which may go together; else of tokens, many, and of a token just one.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
-    True: {"text_loss": True, "decorrelate": 25.0},
+    True: {"text_loss": True, "decorrelate": 25.0, "gate_margin": 0.0},
     False: {"text_loss": False, "decorrelate": 0.0},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
@@ -26,7 +27,8 @@ THIRD = "-third"
 _WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "erase": {"erase": "none", "erased_skip": False},
     "skip": {"erased_skip": False},
-    "gate": {"concept_gate": "topk", "gate_at": 0.0},
+    "gate": {"concept_gate": "topk", "gate_at": 0.0, "gate_margin": 0.0},
+    "margin": {"gate_margin": 0.0},
     "warm": {"concept_init": "random", "concept_lr": 1.0},
     "short-steps": {"concept_lr": 1.0},
     "text": {"text_loss": False},

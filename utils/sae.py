@@ -45,6 +45,8 @@ class SAEConfig:
         subtract_pre_bias: whether the encoder sees z - b_pre, or z itself.
         n_gated: latents, from 0 on, that stand outside the TopK: the activation where pre > gate_at, else 0.
         gate_at: see there.
+        gate_margin: of a token's gated latents those are 0, too, whose pre lies further than this below the largest of
+            them; 0: however far.
         skip_rank: linear features of z that the decoder gets beside the latents.
 
     Raises:
@@ -60,6 +62,7 @@ class SAEConfig:
     subtract_pre_bias: bool = True
     n_gated: int = 0
     gate_at: float = 0.0
+    gate_margin: float = 0.0
     skip_rank: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class SAEConfig:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise UserError(f"{key}: must be a whole number of at least 0, not {value!r}")
+        if not 0 <= self.gate_margin < float("inf"):
+            raise UserError(f"gate_margin: must be a number of at least 0, not {self.gate_margin!r}")
         if self.n_gated and self.activation not in ("topk", "topk-sigmoid", "topk-tanh"):
             raise UserError(f"n_gated: needs the activation topk, topk-sigmoid or topk-tanh, not {self.activation}")
         if self.k > self.n_latents - self.n_gated:
@@ -89,7 +94,7 @@ class SAEConfig:
 
         What identifies an SAE stays what it was before there were gates.
         """
-        later = ("n_gated", "gate_at", "skip_rank")
+        later = ("n_gated", "gate_at", "gate_margin", "skip_rank")
         return {key: value for key, value in asdict(self).items() if key not in later or value}
 
 
@@ -221,7 +226,11 @@ class SAE(nn.Module):
         return (z_BD @ self.skip_read.T - self.skip_offset) @ self.skip_write.T
 
     def _gate(self, pre_BG: Tensor) -> Tensor:
-        return TOPK_POSTACTS[self.config.activation](pre_BG) * (pre_BG > self.config.gate_at)
+        config = self.config
+        open_BG = pre_BG > config.gate_at
+        if config.gate_margin:
+            open_BG &= pre_BG >= pre_BG.amax(dim=-1, keepdim=True) - config.gate_margin
+        return TOPK_POSTACTS[config.activation](pre_BG) * open_BG
 
     def activate(self, pre_BN: Tensor) -> Tensor:
         """Return latents_BN: for TopK activations of the k largest pre-activations of a token, all others exactly 0."""

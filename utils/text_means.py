@@ -10,6 +10,9 @@ from torch import Tensor
 from utils.activation_cache import ActivationSplit
 from utils.sae import SAE
 
+# A text's log-odds are so many times its tokens' mean ones: what tokens tell adds up. Theirs are then so small that
+# sigmoid is nearly linear, and the mean latent of a text tells as much as its mean pre-activation.
+EVIDENCE = 3.0
 _TOKENS = 16_384
 
 

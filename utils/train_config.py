@@ -50,6 +50,8 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
         concept_gate: `topk`: a concept's latent must be among the k of a token; `threshold`: it stands outside, and is
             0 where its pre-activation is not above `gate_at`.
         gate_at: 0: from a probability of a half on; -3: from 5 % on.
+        gate_margin: a concept's latent is 0, too, where its pre-activation lies further below the largest of theirs
+            than this: 4: its odds are a 55th of the likeliest's; 0: however far. For concepts that exclude each other.
         concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
         concept_lr: share of a step that the concepts' encoder rows and biases take, from 0 to 1.
         text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
@@ -81,6 +83,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     erased_skip: bool = False
     concept_gate: str = "topk"
     gate_at: float = 0.0
+    gate_margin: float = 0.0
     concept_init: str = "random"
     concept_lr: float = 1.0
     text_loss: bool = False
@@ -145,6 +148,11 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             raise UserError(f"concept_lr: must be a number from 0 to 1, not {self.concept_lr!r}")
         if self.gate_at and self.concept_gate != "threshold":
             raise UserError("gate_at: is that of concept_gate threshold")
+        margin = self.gate_margin
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
+            raise UserError(f"gate_margin: must be a number of at least 0, not {margin!r}")
+        if margin and self.concept_gate != "threshold":
+            raise UserError("gate_margin: is that of concept_gate threshold")
         if self.erased_skip and self.erase == "none":
             raise UserError("erased_skip: hands on what is erased; it needs erase leace")
         if self.control == "random_erasure" and self.erase == "none":
@@ -175,9 +183,10 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             n_concepts: C.
             erased_rank: of what is erased.
         """
-        n_gated = n_concepts if self.concept_gate == "threshold" else 0
-        gate_at = self.gate_at if n_gated else 0.0
-        return replace(self.sae, n_gated=n_gated, gate_at=gate_at, skip_rank=erased_rank if self.erased_skip else 0)
+        sae = replace(self.sae, skip_rank=erased_rank if self.erased_skip else 0)
+        if self.concept_gate == "topk" or n_concepts == 0:
+            return sae
+        return replace(sae, n_gated=n_concepts, gate_at=self.gate_at, gate_margin=self.gate_margin)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""
