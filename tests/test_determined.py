@@ -16,12 +16,14 @@ from tests.scripts import CONFIG, ROOT
 from utils.activation_cache import ActivationCache
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.recipes import clear_options
 from utils.sae_loading import load_sae
 from utils.train_config import load_train_config
 from utils.training import train
 from utils.training_core import TrainingCore
 
 EXPERIMENT = yaml.safe_load((ROOT / "train/train_SAE_24k_k2048.yaml").read_text())
+RECIPES = {"paper": {}, "clear": clear_options("SP")}
 CHANGES = {"max_epochs": 12, "lr_decay": "linear", "aux_k": 4, "dead_after_tokens": 100}
 
 
@@ -110,11 +112,13 @@ def on_cluster(determined, monkeypatch, master, storage, config_path, *, latest=
 
 
 @pytest.mark.interop
-def test_on_a_cluster_preempted_and_resumed(trial_module, config_path, windows, monkeypatch, tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_on_a_cluster_preempted_and_resumed(trial_module, config_path, windows, monkeypatch, tmp_path, recipe):
     import determined
 
     from tests.determined_master import running_master
 
+    config_path.write_text(json.dumps(CONFIG | CHANGES | RECIPES[recipe]))
     alone = trained_alone(config_path)
     expected, steps_per_epoch = windows[:], windows[-1]["step"] // 12
     windows.clear()
@@ -175,7 +179,9 @@ def test_the_best_checkpoint_of_a_trial_is_found(trial_module, config_path, tmp_
 
 
 @pytest.mark.interop
-def test_two_processes_of_a_trial_learn_what_one_does(trial_module, config_path, monkeypatch, tmp_path, cached):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_of_a_trial_learn_what_one_does(trial_module, config_path, tmp_path, cached, recipe):
+    config_path.write_text(json.dumps(CONFIG | CHANGES | RECIPES[recipe]))
     alone = trained_alone(config_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     script, group = ROOT / "tests/determined_process.py", tmp_path / "group"
