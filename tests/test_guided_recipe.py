@@ -182,7 +182,7 @@ def test_the_concept_loss_is_on_texts_where_asked(cache, config):
     torch.testing.assert_close(result.concept_loss_BC, concept_losses(EVIDENCE * pre_BC, batch.labels_BC).detach())
 
 
-def test_the_penalty_has_the_gradient_of_squared_correlations():
+def test_the_penalty_has_the_gradient_of_squared_correlations_each_weighted_by_itself():
     latents_BN = torch.rand(300, 10, dtype=torch.float64, requires_grad=True)
     labels_BC = torch.randint(0, 2, (300, 2))
     output = TrainingOutput(torch.empty(0), torch.empty(0), latents_BN, None)
@@ -193,7 +193,9 @@ def test_the_penalty_has_the_gradient_of_squared_correlations():
     centred_BC = labels_BC - labels_BC.double().mean(0)
     covariance_NC = (latents_BN.T @ centred_BC / 300)[2:]
     scale_NC = latents_BN.var(0, correction=0)[2:, None] * centred_BC.var(0, correction=0)
-    loss = (covariance_NC.square() / scale_NC.detach()).mean(0).sum()
+    squared_NC = covariance_NC.square() / scale_NC.detach()
+    weight_NC = (squared_NC * squared_NC.mean(0) / squared_NC.square().mean(0)).detach()
+    loss = (weight_NC * squared_NC).mean(0).sum()
     (expected_BN,) = torch.autograd.grad(loss, latents_BN)
     torch.testing.assert_close(gradient_BN, expected_BN, rtol=1e-3, atol=1e-9)
     correlation = np.corrcoef(latents_BN[:, 5].detach(), labels_BC[:, 1])[0, 1]

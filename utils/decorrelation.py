@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from utils.sae import TrainingOutput
 
 _KEPT = 0.98  # of the running moments in a step
+_TINY = 1e-30
 _LEAST_VARIANCE = 1e-6  # of a latent; one that hardly fires says nothing of itself
 
 
@@ -45,16 +46,17 @@ class Decorrelation(nn.Module):
         return torch.stack(sums, dim=1) / len(kept_BK)
 
     def forward(self, moments_NM: Tensor) -> Tensor:
-        """Return twice the running correlations times the batch's, as mean over latents and sum over concepts.
+        """Return twice the running correlations times the batch's, as weighted mean over latents and sum over concepts.
 
-        Its gradient is that of the squared correlations where the scale of latents and labels is held.
+        Its gradient is that of the squared correlations where their weights and the scale of latents and labels are
+        held. A latent weighs as much as its own squared correlation: what is left of a concept should not gather in
+        one latent that tells it nearly as well as its own does.
         """
         n_concepts = len(self.label_mean_C)
-        mean_N, square_N = self.moments_NM[n_concepts:, 0], self.moments_NM[n_concepts:, 1]
-        variance_N = (square_N - mean_N.square()).clamp(min=0) + _LEAST_VARIANCE
-        variance_C = self.label_mean_C * (1 - self.label_mean_C) + 1e-9
         running_NC, own_NC = self.moments_NM[n_concepts:, 2:], moments_NM[n_concepts:, 2:]
-        return 2 * (running_NC * own_NC / (variance_N[:, None] * variance_C)).mean(dim=0).sum()
+        squared_NC = self.squared_correlations()[n_concepts:]
+        weight_NC = squared_NC * (squared_NC.mean(dim=0) / squared_NC.square().mean(dim=0).clamp(min=_TINY))
+        return 2 * (weight_NC * running_NC * own_NC / self._scale()[n_concepts:]).mean(dim=0).sum()
 
     @torch.no_grad()
     def update(self, moments_NM: Tensor) -> None:
@@ -64,7 +66,11 @@ class Decorrelation(nn.Module):
     @torch.no_grad()
     def squared_correlations(self) -> Tensor:
         """Return those of all latents, [N, C], over the batches of late."""
+        return self.moments_NM[:, 2:].square() / self._scale()
+
+    def _scale(self) -> Tensor:
+        """Return the products of the variances of latents and labels, [N, C]."""
         mean_N, square_N = self.moments_NM[:, 0], self.moments_NM[:, 1]
         variance_N = (square_N - mean_N.square()).clamp(min=0) + _LEAST_VARIANCE
         variance_C = self.label_mean_C * (1 - self.label_mean_C) + 1e-9
-        return self.moments_NM[:, 2:].square() / (variance_N[:, None] * variance_C)
+        return variance_N[:, None] * variance_C

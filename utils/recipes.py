@@ -19,7 +19,7 @@ CLEAR: Mapping[str, Any] = {
 }
 # By whether labels are those of whole texts: few, which may go together; else of tokens, many, and of a token just one.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
-    True: {"text_loss": True, "decorrelate": 25.0, "gate_margin": 0.0},
+    True: {"text_loss": True, "decorrelate": 8.0, "gate_margin": 0.0},
     False: {"text_loss": False, "decorrelate": 0.0},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
