@@ -12,15 +12,15 @@ CLEAR: Mapping[str, Any] = {
     "erase": "leace",
     "erased_skip": True,
     "concept_gate": "threshold",
-    "gate_at": -3.0,
-    "gate_margin": 4.0,
+    "gate_at": -3.25,
+    "gate_margin": 3.5,
     "concept_init": "logistic",
     "concept_lr": 0.02,
 }
 # By whether labels are those of whole texts: few, which may go together; else of tokens, many, and of a token just one.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
     True: {"text_loss": True, "decorrelate": 8.0, "gate_margin": 0.0},
-    False: {"text_loss": False, "decorrelate": 0.0},
+    False: {"text_loss": False, "decorrelate": 0.5},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
 THIRD = "-third"
@@ -115,6 +115,7 @@ def training_flops(config: SAE_Train_config, n_rows: int, n_tokens: int, n_conce
         if config.decorrelate:
             per_token += 6.0 * kept * n_concepts
         if config.concept_init == "logistic":
-            start += FLOPS_PER_ROW * min(n_rows, MOST_ROWS) * d_model * n_concepts
+            rows = min(n_rows, MOST_ROWS)
+            start += (FLOPS_PER_ROW * n_concepts + 2.0 * d_model) * rows * d_model + 10.0 * d_model**3
     steps = n_tokens // config.batch_size * config.max_epochs
     return start + per_token * steps * config.batch_size

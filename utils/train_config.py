@@ -51,7 +51,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             0 where its pre-activation is not above `gate_at`.
         gate_at: 0: from a probability of a half on; -3: from 5 % on.
         gate_margin: a concept's latent is 0, too, where its pre-activation lies further below the largest of theirs
-            than this: 4: its odds are a 55th of the likeliest's; 0: however far. For concepts that exclude each other.
+            than this: 3.5: at a 33rd of the likeliest's odds; 0: however far. For concepts that exclude each other.
         concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
         concept_lr: share of a step that the concepts' encoder rows and biases take, from 0 to 1.
         text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
