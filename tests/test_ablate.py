@@ -80,7 +80,7 @@ def test_means_and_intervals_over_seeds():
 
 
 def test_recipes_are_trained_measured_and_shown(cached, tiny_llama, capsys):
-    argv = ["SP", "--config", write_config(cached), "--seeds", 2, "--quality-texts", 2]
+    argv = ["SP", "--config", write_config(cached, max_epochs=6), "--seeds", 2, "--quality-texts", 2]
     argv += ["--recipe", "vanilla", "paper", "clear", "control-labels", "--model-path", tiny_llama.folder]
     code, printed = outcome(capsys, ablate.main, *argv)
     assert code == 0, printed.err
