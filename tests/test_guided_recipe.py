@@ -14,6 +14,7 @@ from tests.guided import normalised
 from utils.concept_init import regress
 from utils.decorrelation import Decorrelation
 from utils.erasure import Eraser, fit_leace, fold, random_eraser
+from utils.errors import UserError
 from utils.guided_start import guided_start
 from utils.losses import concept_losses, reconstruction_loss
 from utils.sae import SAE, SAEConfig, TrainingOutput
@@ -59,6 +60,39 @@ def test_no_label_is_linearly_told_from_what_is_left(cache):
     before_DC = (z_BD - z_BD.mean(0)).T @ (labels_BC - labels_BC.mean(0)) / len(z_BD)
     assert covariance_DC.abs().max() < 1e-4 * before_DC.abs().max()
     torch.testing.assert_close(erased_BD.mean(0), z_BD.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_in_no_part_of_the_texts_a_label_is_told_from_what_is_left(cache):
+    split = cache.split("train")
+    z_BD, labels_BC = normalised(split), torch.from_numpy(split.label_BC).double()
+    texts, text_B = np.unique(split.text_id_B, return_inverse=True)
+    second_B = torch.from_numpy(text_B >= (len(texts) + 1) // 2)
+    largest = []
+    for n_parts in (1, 2):
+        erased_BD = fit_leace(SAE(SAEConfig(32, 64, 8)), split, 2, n_parts)(z_BD.float()).double()
+        torch.testing.assert_close(erased_BD.mean(0), z_BD.mean(0), rtol=1e-4, atol=1e-4)
+        for own_B in (second_B, ~second_B):
+            centred_BC = labels_BC[own_B] - labels_BC[own_B].mean(0)
+            largest.append((erased_BD[own_B].T @ centred_BC / own_B.sum()).abs().max())
+    assert max(largest[2:]) < 1e-4 < 0.01 * min(largest[:2])
+
+
+def test_there_are_as_many_parts_as_texts_suffice_for(cache, config, monkeypatch):
+    split = cache.split("train")
+    n_texts = len(np.unique(split.text_id_B))
+    erased = dataclasses.replace(config, erase="leace", erase_parts=3)
+    ranks = []
+    for texts_per_part in (n_texts + 1, n_texts // 2, 1):
+        monkeypatch.setattr("utils.guided_start.TEXTS_PER_PART", texts_per_part)
+        sae, _ = guided_start(erased, split, 2, 0, CPU)
+        assert sae.eraser is not None
+        ranks.append(torch.linalg.matrix_rank(sae.eraser.left_DR @ sae.eraser.right_RD).item())
+    assert ranks == [2, 4, 6]
+
+
+def test_parts_that_leave_nothing_are_refused(cache):
+    with pytest.raises(UserError, match="erase_parts: 16 of 2 concepts leave nothing of 32 inputs; choose fewer"):
+        fit_leace(SAE(SAEConfig(32, 64, 8)), cache.split("train"), 2, 16)
 
 
 def test_a_random_subspace_of_equal_rank_is_the_control():
@@ -211,6 +245,15 @@ def test_the_penalty_has_the_gradient_of_squared_correlations_each_weighted_by_i
     torch.testing.assert_close(gradient_BN, expected_BN, rtol=1e-3, atol=1e-9)
     correlation = np.corrcoef(latents_BN[:, 5].detach(), labels_BC[:, 1])[0, 1]
     assert penalty.squared_correlations()[5, 1].item() == pytest.approx(correlation**2, rel=1e-3)
+
+
+def test_the_warm_start_on_texts_gives_their_log_odds(cache, config):
+    split, warm = cache.split("train"), dataclasses.replace(config, concept_init="logistic", text_loss=True)
+    sae, means = guided_start(warm, split, 2, 0, CPU)
+    assert means is not None
+    weight_CD, bias_C = regress(lambda: iter([(means.means_TD, means.labels_TC)]), 32, 2, 3e-3, CPU)
+    log_odds_TC = EVIDENCE * sae.pre_activations(means.means_TD)[:, :2]
+    torch.testing.assert_close(log_odds_TC, means.means_TD @ weight_CD.T + bias_C, rtol=1e-3, atol=1e-3)
 
 
 def test_moments_of_kept_latents_are_those_of_all_and_parts_average():

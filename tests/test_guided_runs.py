@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,8 @@ def test_the_control_of_shuffled_labels_learns_no_concept(cache, config):
     [
         ({"erase": "all"}, "erase: 'all' is unknown"),
         ({"erased_skip": True}, "erased_skip: hands on what is erased; it needs erase leace"),
+        ({"erase_parts": 2}, "erase_parts: are those of what is erased; they need erase leace"),
+        ({"erase": "leace", "erase_parts": 0}, "erase_parts: must be a whole number of at least 1"),
         ({"concept_gate": "threshold", "activation": "relu"}, "concept_gate: threshold needs a TopK activation"),
         ({"concept_init": 1}, "concept_init: 1 is unknown"),
         ({"text_loss": 1}, "text_loss: 1 is unknown"),
@@ -110,6 +114,8 @@ def test_the_control_of_shuffled_labels_learns_no_concept(cache, config):
         ({"gate_margin": 4}, "gate_margin: is that of concept_gate threshold"),
         ({"gate_margin": -1}, "gate_margin: must be a number of at least 0"),
         ({"gate_at": "low"}, "gate_at: must be a number from -100 to 100"),
+        ({"gate_at": math.nan}, "gate_at: must be a number from -100 to 100, not nan"),
+        ({"gate_margin": True}, "gate_margin: must be a number of at least 0, not True"),
         ({"control": "random_erasure"}, "control: random_erasure needs erase leace"),
     ],
 )
@@ -123,8 +129,17 @@ def test_a_gate_leaves_fewer_latents_for_the_topk():
         SAEConfig(8, 32, 30, n_gated=4)
     with pytest.raises(UserError, match="n_gated: needs the activation"):
         SAEConfig(8, 32, 4, "relu", n_gated=4)
-    with pytest.raises(UserError, match="gate_margin: must be a number of at least 0"):
-        SAEConfig(8, 32, 4, n_gated=4, gate_margin=-1.0)
+
+
+@pytest.mark.parametrize("key", ["gate_at", "gate_margin"])
+@pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf])
+def test_gates_at_no_number_are_refused(key: str, value: Any) -> None:
+    wrong: dict[str, Any] = {key: value}
+    useless: dict[str, Any] = {key: 1.0}
+    with pytest.raises(UserError, match=f"{key}: must be a number"):
+        SAEConfig(8, 32, 4, n_gated=4, **wrong)
+    with pytest.raises(UserError, match=f"{key}: is that of gated latents"):
+        SAEConfig(8, 32, 4, **useless)
 
 
 # --- where such SAEs are used

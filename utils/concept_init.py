@@ -17,6 +17,7 @@ MOST_BYTES = 2**28  # of them that stay in memory
 _ROWS = 16_384
 _TOKEN_PENALTY, _TEXT_PENALTY = 3e-4, 3e-3  # of squared weights; there are far fewer texts
 _EVALUATIONS = 28  # of the loss
+_LEAST_SPREAD = 1e-6  # of a label: its share times that of its absence
 FLOPS_PER_ROW = 4 * _EVALUATIONS  # of one latent and input: forward and backward
 Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # (z_BD, labels_BC), the same every time
 
@@ -70,8 +71,8 @@ def regress(
 ) -> tuple[Tensor, Tensor]:
     """Fit one logistic regression per concept by L-BFGS; return weight_CD and bias_C.
 
-    The search goes over coordinates in which the curvature is about the same everywhere, as the inputs' variances lie
-    orders of magnitude apart; the minimum is that of the plain regression.
+    The search goes over coordinates in which the curvature at its start is about 1 for every concept and direction:
+    inputs' variances lie orders of magnitude apart, as labels' shares do. The minimum is that of the plain regression.
 
     Args:
         chunks: the rows; gone through once for every evaluation of the loss.
@@ -80,37 +81,40 @@ def regress(
         penalty: half of it times the squared weights is added to the mean loss.
         device: of the result.
     """
-    mean_D, to_weight_DD, share_C, n_rows = _curvature(chunks, n_inputs, penalty)
+    mean_D, variance_D, axes_DD, share_C, n_rows = _moments(chunks)
+    spread_C = (share_C * (1 - share_C)).clamp(min=_LEAST_SPREAD)
+    weight_scale_CD = (spread_C[:, None] * variance_D + penalty).rsqrt()
+    bias_scale_C, start_C = spread_C.rsqrt(), torch.logit(share_C, eps=_LEAST_SPREAD)
     found_CD = torch.zeros(n_concepts, n_inputs, device=device, requires_grad=True)
-    bias_C = torch.logit(share_C, eps=1e-6).requires_grad_()
+    found_C = torch.zeros(n_concepts, device=device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [found_CD, bias_C], max_iter=_EVALUATIONS, max_eval=_EVALUATIONS, line_search_fn="strong_wolfe"
+        [found_CD, found_C], max_iter=_EVALUATIONS, max_eval=_EVALUATIONS, line_search_fn="strong_wolfe"
     )
+
+    def fitted() -> tuple[Tensor, Tensor]:
+        return (found_CD.detach() * weight_scale_CD) @ axes_DD.T, start_C + found_C.detach() * bias_scale_C
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        weight_CD = (found_CD.detach() @ to_weight_DD).requires_grad_()
-        weight_CD.grad = penalty * weight_CD.detach()
+        weight_CD, bias_C = (part.requires_grad_() for part in fitted())
+        weight_CD.grad, bias_C.grad = penalty * weight_CD.detach(), torch.zeros_like(bias_C)
         total = penalty / 2 * weight_CD.detach().square().sum()
         for z_BD, labels_BC in chunks():
             pre_BC = F.linear(z_BD - mean_D, weight_CD, bias_C)
             part = F.binary_cross_entropy_with_logits(pre_BC, labels_BC.to(pre_BC.dtype), reduction="sum") / n_rows
             part.backward()
             total = total.detach() + part.detach()
-        found_CD.grad = weight_CD.grad @ to_weight_DD.T
+        found_CD.grad, found_C.grad = (weight_CD.grad @ axes_DD) * weight_scale_CD, bias_C.grad * bias_scale_C
         return total
 
     optimizer.step(loss)
-    weight_CD = found_CD.detach() @ to_weight_DD
-    return weight_CD, bias_C.detach() - weight_CD @ mean_D
+    weight_CD, bias_C = fitted()
+    return weight_CD, bias_C - weight_CD @ mean_D
 
 
 @torch.no_grad()
-def _curvature(chunks: Chunks, n_inputs: int, penalty: float) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Return the mean of the inputs, the map of coordinates to weights, the share of each label, and how many rows.
-
-    The Hessian of the loss is about h cov + penalty, h the mean variance of the labels; the map is its inverse root.
-    """
+def _moments(chunks: Chunks) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Return the mean of the inputs, their variances along their axes, the share of each label, and how many rows."""
     sums: list[Tensor] = []
     n_rows = 0
     for z_BD, labels_BC in chunks():
@@ -120,9 +124,7 @@ def _curvature(chunks: Chunks, n_inputs: int, penalty: float) -> tuple[Tensor, T
         n_rows += len(z_BD)
     mean_D, square_DD, share_C = (total / n_rows for total in sums)
     variance_D, axes_DD = torch.linalg.eigh(square_DD - mean_D[:, None] * mean_D)
-    curvature_D = (share_C * (1 - share_C)).mean() * variance_D.clamp(min=0) + penalty
-    to_weight_DD = curvature_D.rsqrt()[:, None] * axes_DD.T
-    return mean_D.float(), to_weight_DD.float(), share_C.float(), n_rows
+    return mean_D.float(), variance_D.clamp(min=0).float(), axes_DD.float(), share_C.float(), n_rows
 
 
 def _class_differences(chunks: Chunks) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,19 @@
 """Erasure: an affine map after which no linear classifier tells a concept from the activations (LEACE)."""
 
 import warnings
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from utils.activation_cache import ActivationSplit
+from utils.errors import UserError
 from utils.sae import SAE
 
+TEXTS_PER_PART = 100  # at least; what fewer tell of a concept is mostly chance
 _TOKENS = 8_192
 
 
@@ -43,28 +49,52 @@ class Eraser(nn.Module):
 
 
 @torch.no_grad()
-def fit_leace(sae: SAE, split: ActivationSplit, n_spared: int, labels_BC: Tensor | None = None) -> Eraser:
+def fit_leace(sae: SAE, split: ActivationSplit, n_spared: int, n_parts: int = 1) -> Eraser:
     """Fit on the normalised activations of all tokens, batch by batch (Belrose et al. 2023, `concept-erasure`).
+
+    What tells a concept in one book is not quite what tells it in the next. With several parts of the texts, each is
+    a data set of its own: no linear classifier of any part's labels is better than their mean there.
 
     Args:
         sae: for its normalisation; statistics are gathered in float64, where it lies.
         split: the tokens.
         n_spared: see `Eraser`.
-        labels_BC: in place of the split's own.
+        n_parts: that the texts, in their order, are cut into; P has the rank of so many times C labels.
+
+    Raises:
+        UserError: as many labels of parts as inputs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of the way it uses PyTorch
         from concept_erasure import LeaceFitter
     device = sae.pre_bias.device
-    labels_BC = torch.from_numpy(split.label_BC) if labels_BC is None else labels_BC
-    fitter = LeaceFitter(
-        split.d_model, labels_BC.shape[1], device=device, dtype=torch.float64, shrinkage=False, svd_tol=1e-5
-    )
+    n_labels = n_parts * split.n_concepts
+    if n_labels >= split.d_model:
+        erased = f"{n_parts} of {split.n_concepts} concepts"
+        raise UserError(f"erase_parts: {erased} leave nothing of {split.d_model} inputs; choose fewer")
+    labels_of = _labels_of_parts(split, n_parts)
+    fitter = LeaceFitter(split.d_model, n_labels, device=device, dtype=torch.float64, shrinkage=False, svd_tol=1e-5)
     for rows, acts_BD in split.batches(_TOKENS):
         z_BD = sae.normalise(torch.from_numpy(acts_BD).to(device).double())[0]
-        fitter.update(z_BD, labels_BC[rows].to(device))
+        fitter.update(z_BD, labels_of(rows).to(device))
     eraser = fitter.eraser
     return Eraser(eraser.proj_left.float(), eraser.proj_right.float(), fitter.mean_x.float(), n_spared)
+
+
+def _labels_of_parts(split: ActivationSplit, n_parts: int) -> Callable[[slice | NDArray[np.int64]], Tensor]:
+    """Return what gives rows' labels less their mean in the part, [B, parts x C]; those of other parts are 0."""
+    texts, text_B = np.unique(split.text_id_B, return_inverse=True)
+    part_B = text_B * n_parts // len(texts)
+    tokens_P = np.bincount(part_B, minlength=n_parts)
+    sums_PC = np.stack([np.bincount(part_B, label_B, n_parts) for label_B in split.label_BC.T], axis=1)
+    mean_PC = torch.from_numpy(sums_PC / tokens_P[:, None])
+
+    def labels_of(rows: slice | NDArray[np.int64]) -> Tensor:
+        part_R = torch.from_numpy(part_B[rows])
+        centred_RC = torch.from_numpy(split.label_BC[rows]) - mean_PC[part_R]
+        return (F.one_hot(part_R, n_parts)[:, :, None] * centred_RC[:, None]).flatten(1)
+
+    return labels_of
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from utils.activation_cache import ActivationSplit
 from utils.concept_init import start_from_regression
-from utils.erasure import fit_leace, random_eraser
+from utils.erasure import TEXTS_PER_PART, fit_leace, random_eraser
 from utils.sae import SAE
 from utils.text_means import TextMeans
 from utils.train_config import SAE_Train_config
@@ -34,7 +34,8 @@ def guided_start(
     if config.concept_init == "logistic":
         start_from_regression(sae, data, means)
     if config.erase == "leace":
-        eraser = fit_leace(sae, data, n_concepts)
+        n_parts = min(config.erase_parts, len(np.unique(data.text_id_B)) // TEXTS_PER_PART)
+        eraser = fit_leace(sae, data, n_concepts, max(1, n_parts))
         if config.control == "random_erasure":
             eraser = random_eraser(eraser, seed)
         if config.erased_skip:

@@ -19,13 +19,14 @@ CLEAR: Mapping[str, Any] = {
 }
 # By whether labels are those of whole texts: few, which may go together; else of tokens, many, and of a token just one.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
-    True: {"text_loss": True, "decorrelate": 8.0, "gate_margin": 0.0},
-    False: {"text_loss": False, "decorrelate": 0.5},
+    True: {"erase_parts": 16, "text_loss": True, "decorrelate": 8.0, "gate_margin": 0.0},
+    False: {"erase_parts": 1, "text_loss": False, "decorrelate": 0.5},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
 THIRD = "-third"
 _WITHOUT: Mapping[str, Mapping[str, Any]] = {
-    "erase": {"erase": "none", "erased_skip": False},
+    "erase": {"erase": "none", "erase_parts": 1, "erased_skip": False},
+    "parts": {"erase_parts": 1},
     "skip": {"erased_skip": False},
     "gate": {"concept_gate": "topk", "gate_at": 0.0, "gate_margin": 0.0},
     "margin": {"gate_margin": 0.0},
@@ -107,8 +108,9 @@ def training_flops(config: SAE_Train_config, n_rows: int, n_tokens: int, n_conce
     start = 0.0
     if n_concepts:
         if config.erase != "none":
-            start += 2.0 * n_tokens * d_model * (d_model + n_concepts) + 10.0 * d_model**3
-            per_token += (10.0 if config.erased_skip else 4.0) * d_model * n_concepts
+            n_erased = n_concepts * config.erase_parts
+            start += 2.0 * n_tokens * d_model * (d_model + n_erased) + 10.0 * d_model**3
+            per_token += (10.0 if config.erased_skip else 4.0) * d_model * n_erased
         if config.text_loss:
             start += 2.0 * n_tokens * d_model
             per_token += 6.0 * d_model * n_concepts

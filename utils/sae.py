@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.checks import check_number, check_positive, check_whole
 from utils.errors import UserError
 from utils.topk_products import decode_top_k, encode_top_k, spread, top_indices
 
@@ -66,23 +67,17 @@ class SAEConfig:
     skip_rank: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("n_inputs", "n_latents", "k"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
+        for key, least in {"n_inputs": 1, "n_latents": 1, "k": 1, "n_gated": 0, "skip_rank": 0}.items():
+            check_whole(key, getattr(self, key), least)
+        check_positive("input_scale", self.input_scale)
         if self.activation not in ACTIVATIONS:
             raise UserError(f"activation: {self.activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
         if self.normalisation not in NORMALISATIONS:
             known = ", ".join(NORMALISATIONS)
             raise UserError(f"normalisation: {self.normalisation!r} is unknown; choose one of {known}")
-        if not self.input_scale > 0 or (self.input_scale != 1 and self.normalisation != "none"):
+        if self.input_scale != 1 and self.normalisation != "none":
             raise UserError(f"input_scale: {self.input_scale} does not go with normalisation {self.normalisation}")
-        for key in ("n_gated", "skip_rank"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UserError(f"{key}: must be a whole number of at least 0, not {value!r}")
-        if not 0 <= self.gate_margin < float("inf"):
-            raise UserError(f"gate_margin: must be a number of at least 0, not {self.gate_margin!r}")
+        check_gates(self.gate_at, self.gate_margin, self.n_gated > 0, "gated latents (n_gated)")
         if self.n_gated and self.activation not in ("topk", "topk-sigmoid", "topk-tanh"):
             raise UserError(f"n_gated: needs the activation topk, topk-sigmoid or topk-tanh, not {self.activation}")
         if self.k > self.n_latents - self.n_gated:
@@ -96,6 +91,25 @@ class SAEConfig:
         """
         later = ("n_gated", "gate_at", "gate_margin", "skip_rank")
         return {key: value for key, value in asdict(self).items() if key not in later or value}
+
+
+def check_gates(gate_at: float, gate_margin: float, gated: bool, gates: str) -> None:
+    """Refuse impossible gates, or those of none.
+
+    Args:
+        gate_at: see `SAEConfig`.
+        gate_margin: see `SAEConfig`.
+        gated: whether there are gates.
+        gates: what there must be.
+
+    Raises:
+        UserError: that.
+    """
+    check_number("gate_at", gate_at, -100, 100)
+    check_number("gate_margin", gate_margin, 0)
+    for key, value in {"gate_at": gate_at, "gate_margin": gate_margin}.items():
+        if value and not gated:
+            raise UserError(f"{key}: is that of {gates}")
 
 
 class SAEOutput(NamedTuple):

@@ -8,8 +8,9 @@ from typing import Any
 
 from utils.activation_cache import ActivationCache
 from utils.atomic import read_json_object
+from utils.checks import check_number, check_positive, check_whole
 from utils.errors import UserError
-from utils.sae import TOPK_POSTACTS, SAEConfig
+from utils.sae import TOPK_POSTACTS, SAEConfig, check_gates
 from utils.schedule import LR_DECAYS
 
 PRECISIONS = ("float32", "bfloat16")
@@ -46,15 +47,19 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
         compile: a backend of torch.compile, `inductor`, `cudagraphs` or `aot_eager`; empty: none.
         erase: `leace`: the latents that are tied to no concept see activations without what tells the concepts;
             `none`. This and what follows plays no part in a vanilla SAE.
+        erase_parts: consecutive parts of the training texts whose labels are erased each on its own, as far as there
+            are 100 texts for each; for labels of whole texts.
         erased_skip: hand what was erased to the decoder, past the latents.
         concept_gate: `topk`: a concept's latent must be among the k of a token; `threshold`: it stands outside, and is
             0 where its pre-activation is not above `gate_at`.
-        gate_at: 0: from a probability of a half on; -3: from 5 % on.
+        gate_at: of guided tokens, 0: from a probability of a half on; -3: from 5 % on. With `text_loss` a token has a
+            third of a text's log-odds.
         gate_margin: a concept's latent is 0, too, where its pre-activation lies further below the largest of theirs
             than this: 3.5: at a 33rd of the likeliest's odds; 0: however far. For concepts that exclude each other.
         concept_init: `logistic`: the concepts' latents start from a logistic regression; `random`.
         concept_lr: share of a step that the concepts' encoder rows and biases take, from 0 to 1.
-        text_loss: guide the mean pre-activation over a text, not that of each token; for labels of whole texts.
+        text_loss: guide the log-odds of a text, three times its tokens' mean pre-activation, not each token; for labels
+            of whole texts.
         decorrelate: weight of the squared correlations of all other latents with the labels; 0: none.
         control: what the recipe is to be held against: `shuffled_labels`, or `random_erasure` of a subspace of the same
             rank; `none`.
@@ -80,6 +85,7 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
     early_stopping: int = 0
     compile: str = ""
     erase: str = "none"
+    erase_parts: int = 1
     erased_skip: bool = False
     concept_gate: str = "topk"
     gate_at: float = 0.0
@@ -96,25 +102,21 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
                 raise UserError(f"{key}: must be a string, not {getattr(self, key)!r}")
         trained = () if self.pretrained else ("batch_size", "max_epochs")
         for key in (*trained, "factor", "k", "n_inputs"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{key}: must be a whole number of at least 1, not {value!r}")
+            check_whole(key, getattr(self, key), 1)
         if self.pretrained and (self.batch_size != -1 or self.lr != 0):
             raise UserError(f"ds_path {self.ds_path} is a pretrained SAE; its batch_size must be -1 and its lr 0")
-        positive = isinstance(self.lr, int | float) and not isinstance(self.lr, bool) and 0 < self.lr < float("inf")
-        if not positive and not self.pretrained:
-            raise UserError(f"lr: must be a positive number, not {self.lr!r}")
+        if not self.pretrained:
+            check_positive("lr", self.lr)
         self._check_options()
         if self.ckpt_path is not None and not isinstance(self.ckpt_path, str):
             raise UserError(f"ckpt_path: must be a string, not {self.ckpt_path!r}")
         self.sae  # noqa: B018 - refuses impossible shapes early
 
     def _check_options(self) -> None:
-        lowest = {"warmup_steps": 0, "aux_k": 0, "dead_after_tokens": 1, "accumulation_steps": 1, "early_stopping": 0}
-        for key, low in lowest.items():
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise UserError(f"{key}: must be a whole number of at least {low}, not {value!r}")
+        for key in ("warmup_steps", "aux_k", "early_stopping"):
+            check_whole(key, getattr(self, key), 0)
+        for key in ("dead_after_tokens", "accumulation_steps", "erase_parts"):
+            check_whole(key, getattr(self, key), 1)
         choices = {
             "lr_decay": LR_DECAYS,
             "precision": PRECISIONS,
@@ -132,27 +134,15 @@ class SAE_Train_config:  # noqa: N801 - the name that users of the released code
             if not any(type(value) is type(choice) and value == choice for choice in known):
                 names = ", ".join(json.dumps(choice) for choice in known)
                 raise UserError(f"{key}: {value!r} is unknown; choose one of {names}")
-        if not isinstance(self.aux_k_coefficient, int | float) or not 0 < self.aux_k_coefficient < float("inf"):
-            raise UserError(f"aux_k_coefficient: must be a positive number, not {self.aux_k_coefficient!r}")
-        number = isinstance(self.decorrelate, int | float) and not isinstance(self.decorrelate, bool)
-        if not number or not 0 <= self.decorrelate < float("inf"):
-            raise UserError(f"decorrelate: must be a number of at least 0, not {self.decorrelate!r}")
+        check_positive("aux_k_coefficient", self.aux_k_coefficient)
         self._check_guidance()
 
     def _check_guidance(self) -> None:
-        if isinstance(self.gate_at, bool) or not isinstance(self.gate_at, int | float) or abs(self.gate_at) > 100:
-            raise UserError(f"gate_at: must be a number from -100 to 100, not {self.gate_at!r}")
-        if isinstance(self.concept_lr, bool) or not isinstance(self.concept_lr, int | float):
-            raise UserError(f"concept_lr: must be a number from 0 to 1, not {self.concept_lr!r}")
-        if not 0 <= self.concept_lr <= 1:
-            raise UserError(f"concept_lr: must be a number from 0 to 1, not {self.concept_lr!r}")
-        if self.gate_at and self.concept_gate != "threshold":
-            raise UserError("gate_at: is that of concept_gate threshold")
-        margin = self.gate_margin
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
-            raise UserError(f"gate_margin: must be a number of at least 0, not {margin!r}")
-        if margin and self.concept_gate != "threshold":
-            raise UserError("gate_margin: is that of concept_gate threshold")
+        check_number("decorrelate", self.decorrelate, 0)
+        check_number("concept_lr", self.concept_lr, 0, 1)
+        check_gates(self.gate_at, self.gate_margin, self.concept_gate == "threshold", "concept_gate threshold")
+        if self.erase_parts > 1 and self.erase == "none":
+            raise UserError("erase_parts: are those of what is erased; they need erase leace")
         if self.erased_skip and self.erase == "none":
             raise UserError("erased_skip: hands on what is erased; it needs erase leace")
         if self.control == "random_erasure" and self.erase == "none":
