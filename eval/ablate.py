@@ -1,6 +1,7 @@
 """Recipes of guidance side by side: trained on several data sets and seeds, and measured in every way."""
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from utils.evaluated import texts_of
 from utils.labelled_text import Text
 from utils.leakage import leakage
 from utils.models import default_device
-from utils.recipes import RECIPES, recipe_config, training_flops
+from utils.recipes import RECIPES, recipe_config, recipe_options, training_flops
 from utils.results import Results, only_process
 from utils.sae_loading import get_model, load_sae
 from utils.steered_probe import steered_probe
@@ -67,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     datasets = recipe.chosen(args.datasets, DATASETS)
     if args.config and len(datasets) > 1:
         raise UserError("--config is for one data set; name one")
+    for dataset, name in itertools.product(datasets, args.recipe):
+        recipe_options(
+            name, whole_texts=dataset != "PII_synth"
+        )  # refuses what makes no sense before anything is trained
     sources = recipe.sources(args.source, datasets)
     parts = [_Ablation(args, dataset, sources.get(dataset)).rows() for dataset in datasets]
     with only_process(args.out):

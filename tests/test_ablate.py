@@ -14,6 +14,7 @@ from llama3_SAE import LLama3_SAE
 from tests.scripts import assert_one_line, outcome, write_config
 from utils.ablation import summary
 from utils.activation_cache import ActivationCache
+from utils.errors import UserError
 from utils.labelled_text import whole
 from utils.leakage import leakage
 from utils.models import load_tokenizer
@@ -33,15 +34,26 @@ def paper():
     )
 
 
+# What `clear` has for labels of tokens only, or of whole texts only, is no recipe without it for the others.
+NOT_OF_TEXTS, NOT_OF_TOKENS = {"clear-no-margin"}, {"clear-no-text", "clear-no-parts"}
+
+
 def test_recipes_cost_no_more_than_the_papers(paper):
-    for name in RECIPES:
-        for n_concepts in (1, 25):
+    for n_concepts, others in ((1, NOT_OF_TEXTS), (25, NOT_OF_TOKENS)):
+        for name in RECIPES.keys() - others:
             sizes = SIZES | {"n_concepts": n_concepts}
             config = recipe_config(name, paper, whole_texts=n_concepts == 1, **sizes)
             share = training_flops(config, **sizes) / training_flops(paper, **sizes)
             assert share <= (1 / 3 if name.endswith("-third") else 1)
             longer = dataclasses.replace(config, max_epochs=config.max_epochs + 1)
             assert training_flops(longer, **sizes) > share * training_flops(paper, **sizes)
+
+
+def test_a_recipe_without_what_is_not_there_is_refused(paper):
+    for whole_texts, others in ((True, NOT_OF_TEXTS), (False, NOT_OF_TOKENS)):
+        for name in others:
+            with pytest.raises(UserError, match=f"{name}: for labels of .+ this is clear itself"):
+                recipe_config(name, paper, whole_texts=whole_texts, **SIZES)
 
 
 def test_the_operations_of_a_vanilla_run(paper):
@@ -135,3 +147,10 @@ def test_steering_towards_a_probes_direction_moves_it(tiny_llama):
     with torch.no_grad():
         wrapped.sae.decoder.weight[:, 0] *= -1
     assert steered_probe(wrapped, tokenizer, 0, texts, texts, strength=0.5)["probe_steered"] < -0.05
+
+
+def test_a_recipe_that_is_another_is_refused_before_training(tmp_path, capsys):
+    out = tmp_path / "out"
+    code, printed = outcome(capsys, ablate.main, "SP", "--recipe", "paper", "clear-no-margin", "--out", out)
+    assert_one_line(code, printed, "clear-no-margin: for labels of whole texts this is clear itself")
+    assert not out.exists()

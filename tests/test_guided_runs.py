@@ -56,6 +56,16 @@ def test_a_run_is_saved_whole_and_goes_on_where_it_was(cache, config, tmp_path, 
     train(config, cache, tmp_path / "whole")  # done already
 
 
+def test_a_run_by_an_earlier_method_is_not_gone_on_with(cache, config, tmp_path, monkeypatch):
+    with monkeypatch.context() as then:
+        then.setattr("utils.run_settings.GUIDANCE", 1)
+        train(dataclasses.replace(config, **ALL), cache, tmp_path / "clear")
+        train(config, cache, tmp_path / "paper")
+    train(config, cache, tmp_path / "paper")  # that method is what it was
+    with pytest.raises(UserError, match=r"holds a checkpoint of other settings \(guidance: 1 -> 2\); remove it"):
+        train(dataclasses.replace(config, **ALL), cache, tmp_path / "clear")
+
+
 def test_a_vanilla_sae_knows_nothing_of_the_options(cache, config):
     plain, other = (
         TrainingCore(own, cache, 0.0, seed=0) for own in (config, dataclasses.replace(config, **ALL, erased_skip=True))

@@ -1,5 +1,7 @@
 """Quality in the language model: exact where the SAE is exact, and everything lost where nothing is handed on."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -108,6 +110,14 @@ def test_a_checkpoint_goes_to_the_hub_with_a_card_of_its_own(two_concepts, tiny_
     card = model_card(tmp_path / "toy_s1", {"FMS@1": 0.5})
     for words in ("guided sparse autoencoder", "block 1 of tinyllama", "0: WHO, 1: NUMBER", "| FMS@1 | 0.5 |", "k = 8"):
         assert words in card
+    assert "TopK:" not in card
+    guided = dataclasses.replace(
+        config, concept_gate="threshold", gate_at=-3.0, gate_margin=2.5, erase="leace", erased_skip=True
+    )
+    train(guided, cache, tmp_path / "gated_s1")
+    gated = model_card(tmp_path / "gated_s1")
+    assert "0 where their pre-activation is not above -3, or more than 2.5 below the largest of theirs" in gated
+    assert "- 2 linear features of the input go to the decoder" in gated
     uploaded = []
 
     class Hub:

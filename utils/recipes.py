@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from utils.concept_init import FLOPS_PER_ROW, MOST_ROWS
+from utils.errors import UserError
 from utils.train_config import SAE_Train_config
 
 # Concept latents: erased elsewhere, regressed at the start, and gated on their own.
@@ -68,7 +69,7 @@ def recipe_config(
         n_concepts: C.
     """
     budget = training_flops(paper, n_rows, n_tokens, n_concepts) / (3 if name.endswith(THIRD) else 1)
-    config = replace(paper, **_changes(name.removesuffix(THIRD), whole_texts))
+    config = replace(paper, **recipe_options(name, whole_texts=whole_texts))
     epochs = range(paper.max_epochs, 0, -1)
     within = (replace(config, max_epochs=n) for n in epochs)
     return next(
@@ -77,7 +78,13 @@ def recipe_config(
     )
 
 
-def _changes(name: str, whole_texts: bool) -> dict[str, Any]:
+def recipe_options(name: str, *, whole_texts: bool) -> dict[str, Any]:
+    """Return what a recipe of `RECIPES` changes in the paper's run config.
+
+    Raises:
+        UserError: it is to lack what `clear` does not have for such labels.
+    """
+    name = name.removesuffix(THIRD)
     if name in ("vanilla", "paper"):
         return {}
     if name == "paper-erase":
@@ -87,7 +94,10 @@ def _changes(name: str, whole_texts: bool) -> dict[str, Any]:
         return clear | {"control": "shuffled_labels"}
     if name == "control-random":
         return clear | {"control": "random_erasure"}
-    return clear | dict(_WITHOUT.get(name.removeprefix("clear-no-"), {}))
+    without = dict(_WITHOUT[name.removeprefix("clear-no-")]) if name != "clear" else {}
+    if without and clear | without == clear:
+        raise UserError(f"{name}: for labels of {'whole texts' if whole_texts else 'tokens'} this is clear itself")
+    return clear | without
 
 
 def training_flops(config: SAE_Train_config, n_rows: int, n_tokens: int, n_concepts: int) -> float:

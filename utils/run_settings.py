@@ -11,6 +11,10 @@ from utils.errors import UserError
 from utils.train_config import SAE_Train_config
 from utils.training_core import CLIP_NORM, TrainingCore
 
+# How guidance beyond the paper's is computed; to be raised whenever that changes, so that no run goes on from, or is
+# taken for, one of another method.
+GUIDANCE = 2
+
 
 def run_settings(
     config: SAE_Train_config, cache: ActivationCache, cond_loss_scaling: float, seed: int
@@ -25,6 +29,8 @@ def run_settings(
         "optimizer": "Adam",
         "clip_norm": CLIP_NORM,
     }
+    if config.concept_init != "random" or config.text_loss or config.decorrelate:
+        training["guidance"] = GUIDANCE
     free = ("ckpt_path", "ds_path", *(("max_epochs",) if config.lr_decay == "none" else ()))
     return {
         "sae": config.sae.to_dict(),

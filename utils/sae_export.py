@@ -15,7 +15,7 @@ from utils.atomic import atomic_folder
 from utils.checkpoint import read_checkpoint_config
 from utils.errors import UserError, first_line
 from utils.models import MODELS
-from utils.sae import SAE
+from utils.sae import SAE, SAEConfig
 from utils.sae_formats.saelens import ACTIVATIONS, NORMALISATIONS
 from utils.sae_loading import LoadedSAE
 
@@ -170,7 +170,7 @@ def model_card(folder: Path, results: dict[str, float] | None = None) -> str:
         f"A {'guided' if guided else 'vanilla'} sparse autoencoder for the {config['site']} output of block "
         f"{config['block']} of {hub_id}, after *Measuring and Guiding Monosemanticity* (arXiv 2506.19382).",
         "",
-        f"- {sae['n_inputs']} inputs, {sae['n_latents']} latents, k = {sae['k']}, activation {sae['activation']}",
+        *(f"- {line}" for line in _architecture(SAEConfig(**sae))),
         f"- trained on {config.get('dataset', 'unknown')} for {config['epochs_trained']} epochs, "
         f"seed {config['seed']}, batch {training['batch_size']}, learning rate {training['lr']}",
         f"- latents tied to concepts: {concepts if guided else 'none'}",
@@ -181,6 +181,17 @@ def model_card(folder: Path, results: dict[str, float] | None = None) -> str:
     lines += [f"| {key} | {value:.4g} |" for key, value in (config["metrics"] | (results or {})).items()]
     lines += ["", "```python", "from utils.sae_loading import load_sae", "sae = load_sae(FOLDER).sae", "```", ""]
     return "\n".join(lines)
+
+
+def _architecture(sae: SAEConfig) -> list[str]:
+    lines = [f"{sae.n_inputs} inputs, {sae.n_latents} latents, k = {sae.k}, activation {sae.activation}"]
+    if sae.n_gated:
+        margin = f", or more than {sae.gate_margin:g} below the largest of theirs" if sae.gate_margin else ""
+        gate = f"0 where their pre-activation is not above {sae.gate_at:g}{margin}"
+        lines.append(f"the first {sae.n_gated} latents stand outside the TopK: {gate}")
+    if sae.skip_rank:
+        lines.append(f"{sae.skip_rank} linear features of the input go to the decoder past the latents")
+    return lines
 
 
 def push_to_hub(
