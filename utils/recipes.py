@@ -14,14 +14,13 @@ CLEAR: Mapping[str, Any] = {
     "erased_skip": True,
     "concept_gate": "threshold",
     "gate_at": -3.25,
-    "gate_margin": 3.5,
     "concept_init": "logistic",
-    "concept_lr": 0.02,
 }
 # By whether labels are those of whole texts: few, which may go together; else of tokens, many, and of a token just one.
+# A regression on all texts is done at the start, one on many tokens and labels nearly.
 _BY_LABELS: Mapping[bool, Mapping[str, Any]] = {
-    True: {"erase_parts": 16, "text_loss": True, "decorrelate": 8.0, "gate_margin": 0.0},
-    False: {"erase_parts": 1, "text_loss": False, "decorrelate": 0.5},
+    True: {"erase_parts": 16, "gate_margin": 0.0, "concept_lr": 0.0, "text_loss": True, "decorrelate": 8.0},
+    False: {"erase_parts": 1, "gate_margin": 3.5, "concept_lr": 0.02, "text_loss": False, "decorrelate": 0.5},
 }
 WHOLE_TEXTS = ("SP", "RTP", "RTP_split", "CSD")  # data sets whose labels are those of texts
 THIRD = "-third"
