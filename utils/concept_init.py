@@ -26,6 +26,8 @@ Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # (z_BD, labels_BC), the
 def start_from_regression(sae: SAE, split: ActivationSplit, means: TextMeans | None) -> None:
     """Set the first C rows of encoder and latent bias such that pre is a logistic regression's log-odds.
 
+    With means, these are the texts', and the tokens have a third of them (see `EVIDENCE`).
+
     The decoder's columns start as the difference of the classes' mean normalised activations, so that a latent that
     fires at 1 writes what the concept adds; that of a label which never occurs, or always, stays as it is.
 
