@@ -90,6 +90,21 @@ def test_there_are_as_many_parts_as_texts_suffice_for(cache, config, monkeypatch
     assert ranks == [2, 4, 6]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])  # of the texts, from the first on, that have the second label
+def test_a_label_that_parts_lack_or_all_tokens_have_erases_nothing_there(cache, share):
+    split = cache.split("train")
+    texts, text_B = np.unique(split.text_id_B, return_inverse=True)
+    label_BC = np.stack([split.label_BC[:, 0], text_B < share * len(texts)], axis=1).astype(np.int8)
+    z_BD = normalised(split).float()
+    erased_BD = fit_leace(SAE(SAEConfig(32, 64, 8)), split.with_labels(label_BC), 2, 4)(z_BD)
+    assert erased_BD.isfinite().all()
+    centred_B = label_BC[:, 0] - label_BC[:, 0].mean()
+    assert np.abs(erased_BD.numpy().T @ centred_B / len(z_BD)).max() < 1e-4
+    weight_CD, bias_C = regress(lambda: iter([(z_BD, torch.from_numpy(label_BC))]), 32, 2, 1e-3, CPU)
+    assert weight_CD.isfinite().all()
+    assert share == 0.3 or (bias_C[1] > 5) == (share == 1)
+
+
 def test_parts_that_leave_nothing_are_refused(cache):
     with pytest.raises(UserError, match="erase_parts: 16 of 2 concepts leave nothing of 32 inputs; choose fewer"):
         fit_leace(SAE(SAEConfig(32, 64, 8)), cache.split("train"), 2, 16)
